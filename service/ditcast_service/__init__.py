@@ -1,0 +1,1 @@
+"""The gRPC edge: asyncio and protobuf, never torch."""
