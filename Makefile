@@ -47,7 +47,7 @@ proto: $(INSTALLED) ## Generate the Python code of the contract again.
 proto-check: $(INSTALLED) ## Fail if the committed code of the contract is not what `make proto` makes.
 	@rm -rf $(VENV)/proto-check && mkdir -p $(VENV)/proto-check
 	@$(call generate,$(VENV)/proto-check)
-	@diff -r --exclude=__init__.py --exclude=__pycache__ proto/gen $(VENV)/proto-check \
+	@diff -r --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ proto/gen $(VENV)/proto-check \
 		|| { echo "proto/gen is not what the .proto files say: run 'make proto' and commit the result."; exit 1; }
 
 clean: ## Remove the environment and all caches.
