@@ -47,7 +47,7 @@ class _StepsComputationMaskPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWra
 
 class StepsComputationMaskPolicy(_StepsComputationMaskPolicy, metaclass=_StepsComputationMaskPolicyEnumTypeWrapper):
     """A ready-made choice of steps to compute, cache-dit's `steps_mask`. The counts
-    are for 28 steps; other numbers of steps are scaled.
+    are for 28 steps; it is fitted to 4, 6, or 8 and more.
     """
 
 STEPS_COMPUTATION_MASK_POLICY_UNSPECIFIED: StepsComputationMaskPolicy.ValueType  # 0
@@ -95,19 +95,19 @@ class _ForceRefreshStepPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper
     FORCE_REFRESH_STEP_POLICY_UNSPECIFIED: _ForceRefreshStepPolicy.ValueType  # 0
     """Same as unset: once."""
     FORCE_REFRESH_STEP_POLICY_ONCE: _ForceRefreshStepPolicy.ValueType  # 1
-    """Once, at that step."""
+    """Once, after that many calls."""
     FORCE_REFRESH_STEP_POLICY_REPEAT: _ForceRefreshStepPolicy.ValueType  # 2
-    """At every multiple of that step."""
+    """Again and again, each time after that many calls."""
 
 class ForceRefreshStepPolicy(_ForceRefreshStepPolicy, metaclass=_ForceRefreshStepPolicyEnumTypeWrapper):
-    """How often the cache is emptied at `force_refresh_step_hint`."""
+    """How often the cache starts afresh by `force_refresh_step_hint`."""
 
 FORCE_REFRESH_STEP_POLICY_UNSPECIFIED: ForceRefreshStepPolicy.ValueType  # 0
 """Same as unset: once."""
 FORCE_REFRESH_STEP_POLICY_ONCE: ForceRefreshStepPolicy.ValueType  # 1
-"""Once, at that step."""
+"""Once, after that many calls."""
 FORCE_REFRESH_STEP_POLICY_REPEAT: ForceRefreshStepPolicy.ValueType  # 2
-"""At every multiple of that step."""
+"""Again and again, each time after that many calls."""
 Global___ForceRefreshStepPolicy: _TypeAlias = ForceRefreshStepPolicy  # noqa: Y015
 
 class _CalibratorCacheType:
@@ -209,7 +209,7 @@ class _RingRotateMethodEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Ring
     RING_ROTATE_METHOD_P2P: _RingRotateMethod.ValueType  # 1
     """From neighbour to neighbour, while computing."""
     RING_ROTATE_METHOD_ALLGATHER: _RingRotateMethod.ValueType  # 2
-    """All at once."""
+    """All at once. Known to cache-dit 1.5 by name alone: refused."""
 
 class RingRotateMethod(_RingRotateMethod, metaclass=_RingRotateMethodEnumTypeWrapper):
     """How a ring passes keys and values on."""
@@ -219,7 +219,7 @@ RING_ROTATE_METHOD_UNSPECIFIED: RingRotateMethod.ValueType  # 0
 RING_ROTATE_METHOD_P2P: RingRotateMethod.ValueType  # 1
 """From neighbour to neighbour, while computing."""
 RING_ROTATE_METHOD_ALLGATHER: RingRotateMethod.ValueType  # 2
-"""All at once."""
+"""All at once. Known to cache-dit 1.5 by name alone: refused."""
 Global___RingRotateMethod: _TypeAlias = RingRotateMethod  # noqa: Y015
 
 class _QuantizeBackend:
@@ -541,7 +541,7 @@ class DBCache(_message.Message):
     FORCE_REFRESH_STEP_POLICY_FIELD_NUMBER: _builtins.int
     fn_compute_blocks: _builtins.int
     """Blocks at the front that are always computed, 1 to the number of blocks of
-    the transformer. Unset: 8, or all blocks where there are fewer.
+    the transformer. Unset: 8, which a transformer with fewer blocks refuses.
     """
     bn_compute_blocks: _builtins.int
     """Blocks at the end that are always computed, 0 to the number of blocks less
@@ -574,16 +574,15 @@ class DBCache(_message.Message):
     """
     cfg_compute_first: _builtins.bool
     """Whether the pass without the prompt comes first in a step. Only with
-    separate passes. Unset: false.
+    separate passes, and with `cfg_diff_compute_separate` false. Unset: false.
     """
     cfg_diff_compute_separate: _builtins.bool
     """Whether the pass without the prompt is judged by its own difference rather
     than by that of the other pass. Only with separate passes. Unset: true.
     """
     num_inference_steps: _builtins.int
-    """Steps after which cache-dit starts afresh, 1 to 1000. Unset: the number of
-    steps of each request; a value that contradicts a request is overridden for
-    it, with a `warning`.
+    """Steps after which cache-dit starts afresh, from 1. Part of cache-dit's format;
+    each generation runs with its own number of steps instead. Unset: the same.
     """
     steps_computation_mask_policy: Global___StepsComputationMaskPolicy.ValueType
     """A ready-made mask, fitted to the number of steps of each request. Ignored
@@ -592,16 +591,17 @@ class DBCache(_message.Message):
     steps_computation_policy: Global___StepsComputationPolicy.ValueType
     """What happens at a step whose mask entry is 0. Unset: dynamic."""
     force_refresh_step_hint: _builtins.int
-    """Step (transformer call, counted from 1) before which the cache is emptied.
+    """Transformer call, from 1, after which the cache starts afresh.
     Unset: never.
     """
     force_refresh_step_policy: Global___ForceRefreshStepPolicy.ValueType
     """Whether `force_refresh_step_hint` works once or again and again. Unset: once."""
     @_builtins.property
     def steps_computation_mask(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """One entry a step, 1: compute, 0: may be reused; at most 1000 entries, steps
-        beyond its end count as 0. Overrides the warm-up. Empty: no mask, unless
-        `steps_computation_mask_policy` is set. If both are set, this list wins.
+        """One entry a step, 1: compute, 0: may be reused, as many as the generation has
+        steps; the first must be 1 with the static policy. Overrides the warm-up.
+        Empty: no mask, unless `steps_computation_mask_policy` is set. If both are
+        set, this list wins.
         """
 
     def __init__(
@@ -728,7 +728,7 @@ class DBPrune(_message.Message):
     FORCE_REDUCE_CALIBRATOR_VRAM_FIELD_NUMBER: _builtins.int
     fn_compute_blocks: _builtins.int
     """Blocks at the front that are always computed, 1 to the number of blocks of
-    the transformer. Unset: 8, or all blocks where there are fewer.
+    the transformer. Unset: 8, which a transformer with fewer blocks refuses.
     """
     bn_compute_blocks: _builtins.int
     """Blocks at the end that are always computed, 0 to the number of blocks less
@@ -739,8 +739,8 @@ class DBPrune(_message.Message):
     is skipped. Higher is faster and less exact; 0 never skips. Unset: 0.08.
     """
     max_accumulated_residual_diff_threshold: _builtins.float
-    """Sum of the differences since the last computed step, over 0, from which a
-    step is computed whatever its own difference. Unset: no bound.
+    """Part of cache-dit's format; pruning keeps no such sum, and a value is refused.
+    Unset: no bound.
     """
     max_warmup_steps: _builtins.int
     """Number of first steps in which nothing is skipped, from 0. Unset: 8."""
@@ -759,16 +759,16 @@ class DBPrune(_message.Message):
     """
     cfg_compute_first: _builtins.bool
     """Whether the pass without the prompt comes first in a step. Only with
-    separate passes. Unset: false.
+    separate passes, and with `cfg_diff_compute_separate` false, so not possible
+    here. Unset: false.
     """
     cfg_diff_compute_separate: _builtins.bool
     """Whether the pass without the prompt is judged by its own difference rather
-    than by that of the other pass. Only with separate passes. Unset: true.
+    than by that of the other pass. Must be true here. Unset: true.
     """
     num_inference_steps: _builtins.int
-    """Steps after which cache-dit starts afresh, 1 to 1000. Unset: the number of
-    steps of each request; a value that contradicts a request is overridden for
-    it, with a `warning`.
+    """Steps after which cache-dit starts afresh, from 1. Part of cache-dit's format;
+    each generation runs with its own number of steps instead. Unset: the same.
     """
     steps_computation_mask_policy: Global___StepsComputationMaskPolicy.ValueType
     """A ready-made mask, fitted to the number of steps of each request. Ignored
@@ -777,7 +777,7 @@ class DBPrune(_message.Message):
     steps_computation_policy: Global___StepsComputationPolicy.ValueType
     """What happens at a step whose mask entry is 0. Unset: dynamic."""
     force_refresh_step_hint: _builtins.int
-    """Step (transformer call, counted from 1) before which the cache is emptied.
+    """Transformer call, from 1, after which the cache starts afresh.
     Unset: never.
     """
     force_refresh_step_policy: Global___ForceRefreshStepPolicy.ValueType
@@ -798,9 +798,10 @@ class DBPrune(_message.Message):
     """
     @_builtins.property
     def steps_computation_mask(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """One entry a step, 1: compute, 0: blocks may be skipped; at most 1000
-        entries, steps beyond its end count as 0. Empty: no mask, unless
-        `steps_computation_mask_policy` is set. If both are set, this list wins.
+        """One entry a step, 1: compute, 0: blocks may be skipped, as many as the
+        generation has steps; the first must be 1 with the static policy. Empty: no
+        mask, unless `steps_computation_mask_policy` is set. If both are set, this
+        list wins.
         """
 
     @_builtins.property
@@ -932,7 +933,9 @@ class TaylorSeer(_message.Message):
     taylorseer_order: _builtins.int
     """Order of the expansion, 1 to 4; higher costs time and memory. Unset: 1."""
     enable_encoder_calibrator: _builtins.bool
-    """Whether the text stream is forecast as well. Unset: false."""
+    """Whether the text stream is forecast as well. Unset: true (where a file of
+    cache-dit leaves it out, false is meant).
+    """
     calibrator_cache_type: Global___CalibratorCacheType.ValueType
     """What is forecast. Unset: the residual."""
     def __init__(
@@ -976,9 +979,7 @@ class DMD(_message.Message):
     ENABLE_ENCODER_CALIBRATOR_FIELD_NUMBER: _builtins.int
     CALIBRATOR_CACHE_TYPE_FIELD_NUMBER: _builtins.int
     dmd_history: _builtins.int
-    """Computed steps that are kept for the fit, from 2; below 4 the Taylor
-    expansion is used instead. Unset: 6.
-    """
+    """Computed steps that are kept for the fit, from 4. Unset: 6."""
     dmd_rank: _builtins.int
     """Rank to which the snapshots are cut, from 0; 0: chosen from the spectrum.
     Unset: 0.
@@ -1041,7 +1042,9 @@ class FoCa(_message.Message):
     ENABLE_ENCODER_CALIBRATOR_FIELD_NUMBER: _builtins.int
     CALIBRATOR_CACHE_TYPE_FIELD_NUMBER: _builtins.int
     enable_encoder_calibrator: _builtins.bool
-    """Whether the text stream is forecast as well. Unset: false."""
+    """Whether the text stream is forecast as well. Unset: true (where a file of
+    cache-dit leaves it out, false is meant).
+    """
     calibrator_cache_type: Global___CalibratorCacheType.ValueType
     """What is forecast. Unset: the residual."""
     def __init__(
@@ -1068,7 +1071,8 @@ Global___FoCa: _TypeAlias = FoCa  # noqa: Y015
 @_typing.final
 class ParallelismConfig(_message.Message):
     """How the pipeline is split over the ranks. The product of the three degrees must
-    be the world size. Every change here needs a reload.
+    be the world size. A server that is told nothing splits by Ulysses over all
+    ranks. Every change here needs a reload.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1104,7 +1108,8 @@ class ParallelismConfig(_message.Message):
     """
     ulysses_anything: _builtins.bool
     """Whether Ulysses takes sequences of any length, which prompts of any length
-    need. Unset: true (cache-dit's own default is false).
+    need; not together with a ring. Unset: true wherever it can be (cache-dit's
+    own default is false).
     """
     ulysses_float8: _builtins.bool
     """Whether Ulysses sends 8-bit floats, faster and less exact. Needs a device
@@ -1124,8 +1129,8 @@ class ParallelismConfig(_message.Message):
 
     @_builtins.property
     def extra_parallel_kwargs(self) -> _struct_pb2.Struct:
-        """Options that only the split of one kind of model knows, passed on as they
-        are. Unset: none.
+        """Options that only the split of one kind of model knows: scalars, passed on as
+        they are. Unset: none.
         """
 
     def __init__(
@@ -1338,8 +1343,8 @@ class ComponentQuantization(_message.Message):
     """
     @_builtins.property
     def overrides(self) -> Global___QuantizeConfig:
-        """What differs from the message that holds this one; `components_to_quantize`
-        must be empty in it. Unset: nothing differs.
+        """What differs from the message that holds this one: what is unset or empty is
+        as there, and `components_to_quantize` must be empty. Unset: nothing differs.
         """
 
     def __init__(
@@ -1451,8 +1456,8 @@ class SvdqKwargs(_message.Message):
     false.
     """
     activation_buffer_flush_sample_count: _builtins.int
-    """Samples after which buffers are flushed, from 1. Only with `streaming`.
-    Unset: 1.
+    """Samples after which buffers are flushed, from 1; 0: no bound. Only with
+    `streaming`. Unset: 1.
     """
     activation_buffer_flush_cpu_bytes: _builtins.int
     """Bytes from which buffers are flushed, from 1. Only with `streaming`. Unset:
@@ -1463,8 +1468,8 @@ class SvdqKwargs(_message.Message):
     Unset: "identity" for the kinds that end in "_dq".
     """
     few_shot_steps: _builtins.int
-    """Transformer calls that are observed first, from 1. Only with "few_shot".
-    Unset: 1.
+    """Transformer calls that are observed first, from 1; 0: cache-dit's null. Only
+    with "few_shot". Unset: 1.
     """
     few_shot_relax_factor: _builtins.float
     """Largest factor on activation spans, from 1. Only with "few_shot". Unset: 1.5."""

@@ -399,7 +399,7 @@ class Limits(_message.Message):
 
     @_builtins.property
     def total_pixels(self) -> Global___IntegerRange:
-        """Width times height, in pixels."""
+        """Width times height times the number of outputs of a request, in pixels."""
 
     @_builtins.property
     def num_images(self) -> Global___IntegerRange:
@@ -524,8 +524,8 @@ class ParallelModeSupport(_message.Message):
     POSSIBLE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the mode: "ulysses", "ring", "tensor_parallel", "text_encoder",
-    "vae".
+    """Name of the mode: "ulysses", "ulysses_anything", "ulysses_float8",
+    "ulysses_async", "ring", "tensor", "text_encoder", "vae".
     """
     possible: _builtins.bool
     """Whether it can be used."""

@@ -415,7 +415,7 @@ Global___GenerationEvent: _TypeAlias = GenerationEvent  # noqa: Y015
 @_typing.final
 class Queued(_message.Message):
     """The generation waits for the ranks. First event of every log, on an empty queue
-    too; comes again when the position changes.
+    too; may come again when the position changes.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
