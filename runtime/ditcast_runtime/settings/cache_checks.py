@@ -18,7 +18,7 @@ from ditcast_runtime.settings.cache import (
     FoCa,
     TaylorSeer,
 )
-from ditcast_runtime.settings.problems import INT32_MAX, Findings, Problem
+from ditcast_runtime.settings.problems import INT32_MAX, Findings, Problem, one_per_field
 
 MASK_POLICIES = ("slow", "medium", "fast", "ultra")
 STEPS_COMPUTATION_POLICIES = ("dynamic", "static")
@@ -68,7 +68,7 @@ def check_cache(
             problems = findings.problems
         case _:
             assert_never(method)
-    return (*problems, *_check_calibrator(settings, prefix))
+    return one_per_field([*problems, *_check_calibrator(settings, prefix)])
 
 
 def _check_disabled(settings: CacheSettings, prefix: str) -> list[Problem]:

@@ -159,7 +159,8 @@ def _read_sections(root: Section, problems: list[Problem]) -> Acceleration:
             acceleration = replace(acceleration, parallelism=_read_parallelism(section, problems))
         else:
             acceleration = replace(acceleration, quantize=read_quantize(section, problems))
-    misplaced = {key: f"cache_config.{key}" for key in _cache_keys(DBPrune)}
+    cache_keys = (*_cache_keys(DBPrune).values(), *SWITCHES, *_calibrator_keys())
+    misplaced = {key: f"cache_config.{key}" for key in cache_keys}
     refuse_unknown(root, SECTIONS, problems, ours=misplaced)
     return acceleration
 

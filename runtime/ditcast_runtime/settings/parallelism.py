@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ditcast_runtime.settings.attention import check_attention_backend
-from ditcast_runtime.settings.problems import Findings, Problem
+from ditcast_runtime.settings.problems import Findings, Problem, one_per_field
 
 AUTO_DEGREE: Final = 0
 """A degree that takes what the world size leaves after the others: cache-dit's "auto"."""
@@ -180,7 +180,7 @@ def check_parallelism(
             accelerator=accelerator,
         )
     _check_modules(settings, findings, components)
-    return tuple(findings.problems)
+    return one_per_field(findings.problems)
 
 
 def _check_product(settings: ParallelismSettings, findings: Findings, world_size: int) -> None:

@@ -40,7 +40,7 @@ class SettingsError(ValueError):
     """A settings file or mapping that cannot be used, with everything that is wrong with it.
 
     Attributes:
-        problems: All problems, in the order in which they stand in the file; never empty.
+        problems: All problems, each once; never empty.
         source: The file, or whatever the settings came from.
     """
 
@@ -57,6 +57,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def one_per_field(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Keep the first problem of each field: a caller gets one violation a field."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.field, problem)
+    return tuple(first.values())
 
 
 class Findings:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ditcast_runtime.settings.problems import INT64_MAX, Findings, Problem
+from ditcast_runtime.settings.problems import INT64_MAX, Findings, Problem, one_per_field
 
 QUANTIZE_BACKENDS = ("AUTO", "TORCHAO", "CACHE_DIT")
 _BACKEND_ALIASES = {"ao": "TORCHAO", "cache-dit": "CACHE_DIT", "cachedit": "CACHE_DIT"}
@@ -205,7 +205,7 @@ def check_quantize(
         _check_kind(inner, kind, own_backend, own_plan, accelerator=accelerator)
         _check_svdq(inner, kind, entry.svdq_kwargs or settings.svdq_kwargs)
         findings.problems += inner.problems
-    return tuple(dict.fromkeys(findings.problems))
+    return one_per_field(findings.problems)
 
 
 def _check_kind(

@@ -1,0 +1,284 @@
+"""The one place that calls cache-dit: enable it, switch it between generations, read its decisions.
+
+What was measured and shaped this file: on a pipeline `refresh_context` does nothing, so a switch is
+`disable_cache` and `enable_cache`; on a pipeline that never ran, enabling the cache after
+parallelism fails, so both are enabled in one call before the warm-up and only then switched; an
+exception inside `enable_cache` leaves marks that make the next one keep the old settings in
+silence, so what the pipeline holds is read back after each switch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import cache_dit
+import torch
+from cache_dit import BlockAdapter, CalibratorConfig
+from cache_dit.caching import BlockAdapterRegister
+
+from ditcast_runtime.events import CacheDecision, TransformerDecision
+from ditcast_runtime.settings import (
+    DMD,
+    Acceleration,
+    CacheSettings,
+    DBCache,
+    DBPrune,
+    Disabled,
+    FoCa,
+    ParallelismSettings,
+    TaylorSeer,
+    cache_options,
+    calibrator_options,
+    parallelism_options,
+    quantize_options,
+)
+
+
+class SettingsDiffer(Exception):
+    """The pipeline holds other cache settings than it was told to: this rank must be replaced."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BlockList:
+    """One list of transformer blocks that cache-dit wraps, with a cache context of its own."""
+
+    name: str
+    """`transformer`, or `transformer.blocks_name` where a transformer has several lists."""
+    component: str
+    blocks: torch.nn.ModuleList
+    transformer: torch.nn.Module
+
+
+@dataclasses.dataclass(slots=True)
+class _Counters:
+    """How far one cache context had come when it was last read."""
+
+    executed: int = 0
+    cached: int = 0
+    cfg_cached: int = 0
+
+
+class Accelerator:
+    """cache-dit on one pipeline."""
+
+    def __init__(
+        self, pipe: Any, acceleration: Acceleration, world_size: int, device: torch.device
+    ) -> None:
+        self._pipe = pipe
+        self._acceleration = acceleration
+        self._world_size = world_size
+        self._device = device
+        self.block_lists = _find_block_lists(pipe)
+        self.has_separate_cfg = bool(BlockAdapterRegister.has_separate_cfg(pipe))
+        self._held: tuple[CacheSettings, int] | None = None
+        self._two_passes = False
+        self._counters: list[_Counters] = []
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether cache-dit knows the pipeline's blocks."""
+        return bool(self.block_lists)
+
+    def enable(self) -> None:
+        """Enable parallelism, quantisation, attention backend and a cache, all in one call."""
+        options = self._fixed_options()
+        if self.cacheable:
+            options["cache_config"] = cache_dit.DBCacheConfig(Fn_compute_blocks=1)
+        if not options:
+            return
+        with _accelerator_on_cpu(self._device):
+            cache_dit.enable_cache(self._pipe, **options)
+
+    def switch(self, settings: CacheSettings, num_inference_steps: int, two_passes: bool) -> None:
+        """Make the pipeline hold `settings`; nothing happens if it verifiably does.
+
+        Raises:
+            SettingsDiffer: it was told to and does not.
+        """
+        self._two_passes = two_passes
+        self._counters = [_Counters() for _ in self.block_lists]
+        # Only a mask depends on the number of steps.
+        masked = (
+            not isinstance(settings.method, Disabled) and settings.method.steps_computation_mask
+        )
+        wanted = (settings, num_inference_steps if masked else 0)
+        if not self.cacheable or self._held == wanted:
+            return
+        self._held = None
+        cache_dit.disable_cache(self._pipe)
+        config, calibrator = _configs(settings, num_inference_steps)
+        if config is not None:
+            # Parallelism, quantisation and attention stay out: they are in place, and a second
+            # time would shard what is sharded.
+            cache_dit.enable_cache(self._pipe, cache_config=config, calibrator_config=calibrator)
+        self._verify(config, calibrator)
+        self._held = wanted
+
+    def decisions(self) -> tuple[TransformerDecision, ...]:
+        """Say what the cache did in the step that just ended, for each block list that took part."""
+        contexts = self._contexts()
+        if contexts is None:
+            cfg = CacheDecision.COMPUTED if self._two_passes else None
+            return tuple(
+                TransformerDecision(
+                    name=entry.name, decision=CacheDecision.COMPUTED, cfg_decision=cfg
+                )
+                for entry in self.block_lists
+            )
+        found = []
+        for entry, context, counters in zip(
+            self.block_lists, contexts, self._counters, strict=True
+        ):
+            if context.get_accumulated_executed_steps() > counters.executed:
+                found.append(_decision(entry.name, context, counters))
+        return tuple(found)
+
+    def reset(self) -> None:
+        """Drop the tensors that the cache keeps from one generation."""
+        manager = getattr(self._pipe, "_context_manager", None)
+        if manager is not None:
+            manager.clear_contexts()
+
+    def _contexts(self) -> list[Any] | None:
+        manager = getattr(self._pipe, "_context_manager", None)
+        if manager is None:
+            return None
+        # Created in the order of the block lists at the beginning of each call of the pipeline.
+        return list(manager._cached_context_manager.values())  # noqa: SLF001 - no public access
+
+    def _fixed_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        parallelism = self._acceleration.parallelism
+        if parallelism is not None and self._world_size > 1:
+            options["parallelism_config"] = _parallelism_config(parallelism)
+        if self._acceleration.attention_backend is not None:
+            options["attention_backend"] = self._acceleration.attention_backend
+        if self._acceleration.quantize is not None:
+            options["quantize_config"] = cache_dit.QuantizeConfig(
+                **quantize_options(self._acceleration.quantize)
+            )
+        return options
+
+    def _verify(self, config: Any, calibrator: Any) -> None:
+        cached = BlockAdapter.is_cached(self._pipe)
+        if config is None:
+            if cached or any(
+                BlockAdapter.is_cached(entry.transformer) for entry in self.block_lists
+            ):
+                raise SettingsDiffer("the cache is still enabled")
+            return
+        if not cached:
+            raise SettingsDiffer("the cache is not enabled")
+        for entry in self.block_lists:
+            held = getattr(entry.blocks, "_context_kwargs", {})
+            if held.get("cache_config") != config or held.get("calibrator_config") != calibrator:
+                raise SettingsDiffer(f"{entry.name} holds {held}")
+
+
+def _decision(name: str, context: Any, counters: _Counters) -> TransformerDecision:
+    """Compare a context with what was last read of it, and remember it as it is now."""
+    saved = CacheDecision.PRUNED if hasattr(context, "pruned_blocks") else CacheDecision.CACHED
+    step = str(context.get_current_step())
+    separate = bool(context.cache_config.enable_separate_cfg)
+    cached = context.get_accumulated_cached_steps()
+    cfg_cached = context.get_cfg_accumulated_cached_steps()
+    decision = TransformerDecision(
+        name=name,
+        decision=saved if cached > counters.cached else CacheDecision.COMPUTED,
+        residual_diff=_residual_diff(context.residual_diffs, step),
+        cfg_decision=(
+            (saved if cfg_cached > counters.cfg_cached else CacheDecision.COMPUTED)
+            if separate
+            else None
+        ),
+        cfg_residual_diff=_residual_diff(context.cfg_residual_diffs, step) if separate else None,
+    )
+    counters.executed = context.get_accumulated_executed_steps()
+    counters.cached, counters.cfg_cached = cached, cfg_cached
+    return decision
+
+
+def _residual_diff(diffs: dict[str, Any], step: str) -> float | None:
+    """Give the difference measured in a step; block pruning measures several, whose mean it is."""
+    value = diffs.get(step)
+    if isinstance(value, list):
+        return float(sum(value) / len(value)) if value else None
+    return None if value is None else float(value)
+
+
+def _find_block_lists(pipe: Any) -> tuple[BlockList, ...]:
+    """List the blocks that cache-dit's registry knows of this pipeline; none if it does not know it."""
+    if not BlockAdapterRegister.is_supported(pipe):
+        return ()
+    adapter = BlockAdapter.normalize(BlockAdapterRegister.get_adapter(pipe), unique=False)
+    components = {id(module): name for name, module in pipe.components.items()}
+    found = []
+    for transformer, lists, names in zip(
+        adapter.transformer, adapter.blocks, adapter.blocks_name, strict=True
+    ):
+        component = components.get(id(transformer), "transformer")
+        for blocks, name in zip(lists, names, strict=True):
+            label = component if len(lists) == 1 else f"{component}.{name}"
+            found.append(BlockList(label, component, blocks, transformer))
+    return tuple(found)
+
+
+def _configs(settings: CacheSettings, num_inference_steps: int) -> tuple[Any, Any]:
+    """Make cache-dit's own configuration objects; (None, None) where nothing is to be cached."""
+    options: dict[str, Any] = cache_options(settings)
+    mask = options.get("steps_computation_mask")
+    if isinstance(mask, str):
+        options["steps_computation_mask"] = cache_dit.steps_mask(
+            mask_policy=mask, total_steps=num_inference_steps
+        )
+    # A context that counts its steps restarts itself in the middle of a call whose scheduler makes
+    # more of them; without the number it starts afresh with each call, which is what is wanted.
+    options.pop("num_inference_steps", None)
+    if mask is not None:
+        options["num_inference_steps"] = num_inference_steps
+    match settings.method:
+        case Disabled():
+            return None, None
+        case DBCache():
+            config: Any = cache_dit.DBCacheConfig(**options)
+        case DBPrune():
+            config = cache_dit.DBPruneConfig(**options)
+    return config, _calibrator(settings)
+
+
+def _calibrator(settings: CacheSettings) -> CalibratorConfig | None:
+    options: dict[str, Any] = calibrator_options(settings)
+    match settings.calibrator:
+        case None:
+            return None
+        case TaylorSeer():
+            return cache_dit.TaylorSeerCalibratorConfig(**options)
+        case DMD():
+            return cache_dit.DMDCalibratorConfig(**options)
+        case FoCa():
+            return cache_dit.FoCaCalibratorConfig(**options)
+
+
+def _parallelism_config(settings: ParallelismSettings) -> Any:
+    return cache_dit.ParallelismConfig(**parallelism_options(settings))
+
+
+@contextlib.contextmanager
+def _accelerator_on_cpu(device: torch.device) -> Iterator[None]:
+    """Let cache-dit find a device type on a machine without an accelerator.
+
+    It asks `torch.accelerator.current_accelerator().type` in three places (tensor parallelism of
+    the transformer and of the text encoder, data parallelism of the VAE), which is None there.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    original = torch.accelerator.current_accelerator
+    torch.accelerator.current_accelerator = lambda *_, **__: torch.device("cpu")  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.accelerator.current_accelerator = original  # type: ignore[assignment]

@@ -1,0 +1,92 @@
+"""The ranks' control group: rank 0 sends one command, the others receive it; and the votes.
+
+A gloo group of its own, so that neither can ever be paired with a collective of the pipeline. Both
+are made by the thread that runs the pipeline and by no other. In a world of one rank nothing
+travels, but the command is still the decoded copy, so that there is one way for the data to go.
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import timedelta
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from ditcast_runtime.messages import Broadcast
+
+_WITHIN_ONE_BROADCAST = 16 * 2**10
+"""Bytes that the first broadcast carries: enough for nearly every command, so that it is the only one."""
+
+_HEADER = 8
+
+_IDLE_TIMEOUT = timedelta(days=365)
+"""An idle rank waits in a broadcast for the next command; the service, not gloo, ends a stuck one."""
+
+
+class Ballot(enum.IntEnum):
+    """What a rank says at a boundary; the largest of all ranks is the verdict."""
+
+    GO_ON = 0
+    CANCEL = 1
+    FAILED = 2
+
+
+class ControlLost(BaseException):
+    """Another rank is gone in the middle of a broadcast or a vote: this one has to leave too.
+
+    Not an `Exception`, so that nothing between the vote and the rank's entry point can take it for
+    a failure of the pipeline and vote on it.
+    """
+
+
+class ControlGroup:
+    """Broadcasts and votes of one rank."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._group = (
+            dist.new_group(backend="gloo", timeout=_IDLE_TIMEOUT) if world_size > 1 else None
+        )
+        self._decoder = msgspec.msgpack.Decoder(Broadcast)
+        self._ballot = torch.zeros(1, dtype=torch.int64)
+
+    def broadcast(self, message: Broadcast | None) -> Broadcast:
+        """Give rank 0's `message` (None on the others) to all ranks, as the same bytes."""
+        payload = msgspec.msgpack.encode(message) if self.rank == 0 else b""
+        if self._group is not None:
+            try:
+                payload = self._share(payload)
+            except RuntimeError as error:
+                raise ControlLost(str(error)) from error
+        return self._decoder.decode(payload)
+
+    def _share(self, payload: bytes) -> bytes:
+        first = torch.zeros(_HEADER + _WITHIN_ONE_BROADCAST, dtype=torch.uint8)
+        if self.rank == 0:
+            head = len(payload).to_bytes(_HEADER, "big") + payload[:_WITHIN_ONE_BROADCAST]
+            first[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        dist.broadcast(first, src=0, group=self._group)
+        head = first.numpy().tobytes()
+        size = int.from_bytes(head[:_HEADER], "big")
+        if size <= _WITHIN_ONE_BROADCAST:
+            return head[_HEADER : _HEADER + size]
+        rest = torch.zeros(size - _WITHIN_ONE_BROADCAST, dtype=torch.uint8)
+        if self.rank == 0:
+            tail = bytearray(payload[_WITHIN_ONE_BROADCAST:])
+            rest = torch.frombuffer(tail, dtype=torch.uint8)
+        dist.broadcast(rest, src=0, group=self._group)
+        return head[_HEADER:] + rest.numpy().tobytes()
+
+    def vote(self, ballot: Ballot) -> Ballot:
+        """Give every rank the largest ballot of all; blocks until all ranks have voted."""
+        if self._group is None:
+            return ballot
+        self._ballot[0] = ballot
+        try:
+            dist.all_reduce(self._ballot, op=dist.ReduceOp.MAX, group=self._group)
+        except RuntimeError as error:
+            raise ControlLost(str(error)) from error
+        return Ballot(int(self._ballot[0]))

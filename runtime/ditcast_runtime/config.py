@@ -1,0 +1,137 @@
+"""What the engine needs to know at the start: one frozen object, each default in one place.
+
+`ditcast_service.config` adds what the gRPC edge needs and fills it from flags, a YAML file and
+`DITCAST_*` variables; every field below is one flag, one YAML key and one variable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ditcast_runtime.settings import (
+    Acceleration,
+    CacheSettings,
+    ParallelismSettings,
+    QuantizeSettings,
+)
+
+STARTER_MODEL = Path(__file__).parent / "starter" / "qwen-image-starter"
+"""The embedded model: served when no other is named."""
+
+STARTER_MODEL_ID = "ditcast/qwen-image-starter"
+"""How receipts and capabilities name the embedded model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationDefaults:
+    """What unset request fields become; None leaves it to the pipeline."""
+
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """What is in force: the resolved settings under a revision that grows by 1 with each change."""
+
+    revision: int
+    cache: CacheSettings
+    parallelism: ParallelismSettings
+    quantize: QuantizeSettings | None
+    attention_backend: str | None
+    defaults: GenerationDefaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The engine's settings. Times are in seconds, sizes in bytes unless the name says otherwise."""
+
+    model: str = ""
+    """A folder, or the id of a model on a hub. Empty: the embedded starter model."""
+    model_revision: str = ""
+    """Branch, tag or commit on the hub. Empty: the hub's default. Ignored for a folder."""
+    world_size: int = 1
+    """Ranks in the group, 1 to 64: one process and, on CUDA, one device each."""
+    dtype: str = "auto"
+    """float32, bfloat16 or float16. auto: float32 on cpu, bfloat16 elsewhere."""
+    device: str = "auto"
+    """cpu or cuda. auto: cuda where there is one, else cpu."""
+    acceleration: Acceleration = field(default_factory=Acceleration)
+    """What the cache-dit file says; see `--cache-dit-config`."""
+
+    queue_capacity: int = 64
+    """Generations that may wait, 1 to 100000; more are refused with RESOURCE_EXHAUSTED."""
+    max_num_inference_steps: int = 1000
+    """Largest number of denoising steps a request may ask for, from 1."""
+    min_side: int = 16
+    """Smallest width or height in pixels, from 1."""
+    max_side: int = 4096
+    """Largest width or height in pixels."""
+    max_pixels: int = 4096 * 4096
+    """Largest width x height x images, in pixels, of one generation."""
+    max_images: int = 16
+    """Most images of one generation, from 1."""
+    max_frames: int = 1000
+    """Most frames of one generation, from 1."""
+    max_prompt_bytes: int = 16384
+    """Longest prompt, and longest negative prompt, in UTF-8 bytes, from 1."""
+    max_request_bytes: int = 32 * 2**20
+    """Largest request message, from 64 KiB."""
+    chunk_bytes: int = 256 * 2**10
+    """Size of an output_chunk's data, 1 KiB to 1 MiB."""
+
+    load_timeout: float = 3600.0
+    """Longest time without a sign of progress from a loading rank."""
+    warm_up_timeout: float = 600.0
+    """Longest time the warm-up may take."""
+    first_steps_timeout: float = 300.0
+    """Longest preparation and longest step while fewer than three steps of its kind are known."""
+    step_timeout_floor: float = 5.0
+    """Shortest limit of a step, once three of its kind are known."""
+    step_timeout_factor: float = 10.0
+    """Limit of a step as a multiple of the median of its kind."""
+    decode_timeout: float = 300.0
+    """Longest time from the last step to the output."""
+    vote_timeout: float = 5.0
+    """How long the other ranks may take to arrive after the first rank failed."""
+    alive_timeout: float = 30.0
+    """Longest silence of a rank: each sends a sign of life every second from a thread of its own."""
+    shutdown_timeout: float = 5.0
+    """How long idle ranks may take to leave before they are killed."""
+    grace: float = 30.0
+    """How long a SIGTERM waits for what runs and what is queued; then UNAVAILABLE."""
+    crash_loop_losses: int = 5
+    """So many lost groups with no completed generation between them end the process."""
+    crash_loop_window: float = 300.0
+    """The time in which `crash_loop_losses` count."""
+
+    heartbeat_interval: float = 10.0
+    """Silence on a stream after which a heartbeat is sent."""
+    reader_timeout: float = 60.0
+    """How long a reader may take nothing before its stream is ended."""
+    retention: float = 300.0
+    """How long a finished generation is kept for other readers of the same request_id."""
+    retention_bytes: int = 256 * 2**20
+    """Most output bytes kept of finished generations; the oldest go first."""
+    encoder_threads: int = 2
+    """Threads that encode outputs in the service process, 1 to 64."""
+    log_prompts: bool = False
+    """Whether prompts may stand in the log."""
+
+    @property
+    def model_source(self) -> str:
+        """What the ranks load: the folder or hub id, the embedded model's folder by default."""
+        return self.model or str(STARTER_MODEL)
+
+    @property
+    def model_id(self) -> str:
+        """How the model is named to callers: never a path of this machine."""
+        if not self.model:
+            return STARTER_MODEL_ID
+        path = Path(self.model)
+        return path.resolve().name if path.is_dir() else self.model

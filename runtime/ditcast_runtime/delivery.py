@@ -1,0 +1,180 @@
+"""From pixels to events: encode, hash, cut into chunks, complete; beside the next generation's run."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import mmap
+import os
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+
+from ditcast_runtime.accepted import Generation
+from ditcast_runtime.errors import PipelineFailed, RuntimeFailure
+from ditcast_runtime.events import Completed, OutputChunk, Timings, cache_report
+from ditcast_runtime.generation import EncodedOutput, OutputDigest, OutputOptions, Receipt
+from ditcast_runtime.group import ReceivedOutput
+from ditcast_runtime.messages import Ended, Failed
+
+log = structlog.get_logger()
+
+Encode = Callable[[memoryview, int, int, OutputOptions], EncodedOutput]
+"""Encodes one picture: 8-bit RGB rows from top to bottom, width and height in pixels."""
+
+_ALIVE_OUTPUTS = 2
+"""Outputs that may be in memory: one being made and one being encoded, so that a slow encoder is
+back-pressure on the ranks instead of a growing heap."""
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """What the ranks reported about one generation."""
+
+    sigmas: tuple[float, ...] = ()
+    prepare_seconds: float = 0.0
+    output: ReceivedOutput | None = None
+    failures: list[Failed] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+
+    def discard_output(self) -> None:
+        """Free the pixels that nobody will encode."""
+        if self.output is not None:
+            os.close(self.output.descriptor)
+            self.output = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One output to deliver, and whom to tell how it went."""
+
+    generation: Generation
+    run: RunRecord
+    receipt: Callable[[tuple[OutputDigest, ...]], Receipt]
+    succeeded: Callable[[Generation, int], None]
+    failed: Callable[[Generation, RuntimeFailure], None]
+
+
+class Delivery:
+    """Encodes outputs in threads, a bounded number of them at a time."""
+
+    def __init__(self, encode: Encode, pool: ThreadPoolExecutor, chunk_bytes: int) -> None:
+        self._encode = encode
+        self._pool = pool
+        self._chunk_bytes = chunk_bytes
+        self._places = asyncio.Semaphore(_ALIVE_OUTPUTS)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def place(self) -> None:
+        """Wait until one more output may be alive; `begin` or `free` gives the place back."""
+        await self._places.acquire()
+
+    def free(self) -> None:
+        """Give back a place that no output came for."""
+        self._places.release()
+
+    def begin(self, order: Order) -> None:
+        """Deliver in the background; the place is given back when the pixels are gone."""
+        task = asyncio.create_task(self._deliver(order))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def idle(self) -> None:
+        """Wait until everything that began is delivered."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _deliver(self, order: Order) -> None:
+        try:
+            digests = await self._encode_all(order)
+        except Exception as error:  # whatever an encoder raises must end this generation alone
+            error_id = uuid.uuid4().hex
+            log.error("encoding failed", error_id=error_id, exc_info=error)
+            steps = order.generation.steps_done
+            order.failed(order.generation, PipelineFailed(error_id, type(error).__name__, steps))
+            return
+        finally:
+            order.run.discard_output()
+            self._places.release()
+        total = sum(digest.size_bytes for digest in digests)
+        order.succeeded(order.generation, total)
+
+    async def _encode_all(self, order: Order) -> tuple[OutputDigest, ...]:
+        began = time.monotonic()
+        received = order.run.output
+        assert received is not None
+        message = received.message
+        size = message.width * message.height * 3
+        loop = asyncio.get_running_loop()
+        digests = []
+        with mmap.mmap(received.descriptor, size * message.count, prot=mmap.PROT_READ) as memory:
+            with memoryview(memory) as pixels:
+                # All at once into the pool, taken in order: each is sent as soon as it is ready.
+                jobs = [
+                    loop.run_in_executor(
+                        self._pool,
+                        self._encode_one,
+                        pixels[index * size : (index + 1) * size],
+                        message.width,
+                        message.height,
+                        order.generation.parameters.output,
+                    )
+                    for index in range(message.count)
+                ]
+                for index, job in enumerate(jobs):
+                    digests.append(self._send(order.generation, index, *(await job)))
+        self._complete(order, tuple(digests), time.monotonic() - began)
+        return tuple(digests)
+
+    def _encode_one(
+        self, pixels: memoryview, width: int, height: int, options: OutputOptions
+    ) -> tuple[EncodedOutput, bytes]:
+        with pixels:
+            encoded = self._encode(pixels, width, height, options)
+        return encoded, hashlib.sha256(encoded.data).digest()
+
+    def _send(
+        self, generation: Generation, index: int, encoded: EncodedOutput, sha256: bytes
+    ) -> OutputDigest:
+        data = memoryview(encoded.data)
+        for offset in range(0, len(data), self._chunk_bytes):
+            generation.log.append(
+                OutputChunk(
+                    output_index=index,
+                    media_type=encoded.media_type,
+                    total_bytes=len(data),
+                    offset=offset,
+                    data=data[offset : offset + self._chunk_bytes],
+                )
+            )
+        return OutputDigest(
+            output_index=index,
+            media_type=encoded.media_type,
+            size_bytes=len(data),
+            sha256=sha256,
+        )
+
+    def _complete(
+        self, order: Order, digests: tuple[OutputDigest, ...], encode_seconds: float
+    ) -> None:
+        generation, run = order.generation, order.run
+        first = run.ended[0]
+        timings = Timings(
+            queued=generation.started_at - generation.accepted_at,
+            prepare=run.prepare_seconds,
+            denoise=first.denoise_seconds,
+            decode=first.decode_seconds,
+            encode=encode_seconds,
+            total=time.monotonic() - generation.accepted_at,
+        )
+        generation.log.append(
+            Completed(
+                receipt=order.receipt(digests),
+                timings=timings,
+                cache=cache_report(generation.steps),
+                memory=tuple(ended.memory for ended in sorted(run.ended, key=lambda e: e.rank)),
+            )
+        )

@@ -1,0 +1,288 @@
+"""What the loaded pipeline is and takes, found out on the rank once: from its signature, its
+configuration and cache-dit's registry, never from a list of kinds."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import msgspec
+import torch
+import yaml
+
+from ditcast_runtime.config import GenerationDefaults
+from ditcast_runtime.errors import ConfigError
+from ditcast_runtime.generation import SeparateCfg
+from ditcast_runtime.messages import (
+    Facts,
+    Launch,
+    ParameterFact,
+    ParameterKind,
+    Support,
+    TransformerFact,
+)
+from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.settings import Problem
+
+OWN_FIELDS = frozenset(
+    "prompt negative_prompt width height num_inference_steps guidance_scale true_cfg_scale sigmas"
+    " num_images_per_prompt num_videos_per_prompt num_frames fps frame_rate".split()
+)
+"""Parameters that a request sets by a field of its own."""
+
+NEVER_TAKEN = frozenset(
+    "self generator latents callback_on_step_end callback_on_step_end_tensor_inputs callback"
+    " callback_steps output_type return_dict".split()
+)
+"""Parameters that are the server's business."""
+
+_OPENED = ("image", "video", "audio", "mask", "path", "url", "file", "dir", "embed", "latent")
+"""Parts of names of parameters that diffusers might open, or that take tensors."""
+
+_SCALARS = {
+    bool: ParameterKind.BOOL,
+    int: ParameterKind.INT,
+    float: ParameterKind.FLOAT,
+    str: ParameterKind.STR,
+}
+_LISTS = {
+    bool: ParameterKind.BOOL_LIST,
+    int: ParameterKind.INT_LIST,
+    float: ParameterKind.FLOAT_LIST,
+    str: ParameterKind.STR_LIST,
+}
+_LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit", "safetensors", "ditcast")
+
+
+def describe(
+    pipeline: Pipeline, launch: Launch, digest: str, defaults: GenerationDefaults
+) -> Facts:
+    """Gather the facts that feed validation and GetCapabilities."""
+    width, height = _default_size(pipeline.pipe)
+    accelerator = pipeline.accelerator
+    device = pipeline.device
+    parallelism = launch.acceleration.parallelism
+    sharded = parallelism is not None and launch.world_size > 1
+    return Facts(
+        pipeline_class=type(pipeline.pipe).__name__,
+        weights_digest=digest,
+        device=device.type,
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        dtype=str(pipeline.pipe.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        library_versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        parameters=_parameters(pipeline.signature),
+        transformers=tuple(
+            TransformerFact(
+                name=entry.name,
+                class_name=type(entry.transformer).__name__,
+                num_blocks=len(entry.blocks),
+                num_heads=getattr(entry.transformer.config, "num_attention_heads", None),
+            )
+            for entry in accelerator.block_lists
+        ),
+        size_multiple=_size_multiple(pipeline.pipe),
+        shard_multiple=parallelism.context_parallel_degree if parallelism and sharded else 1,
+        default_width=width,
+        default_height=height,
+        separate_cfg=separate_cfg(pipeline),
+        guidance_embeds=_guidance_embeds(pipeline.pipe),
+        cancellable=pipeline.cancellable,
+        defaults=defaults,
+        cache_methods=_cache_methods(pipeline, sharded),
+        parallel_modes=_parallel_modes(pipeline),
+        # Kernels of CUDA are only known to repeat themselves where torch is told to insist on it.
+        deterministic=device.type == "cpu",
+    )
+
+
+def separate_cfg(pipeline: Pipeline) -> SeparateCfg:
+    """Say by which rule the pipeline makes a second forward pass."""
+    if "true_cfg_scale" in pipeline.signature.parameters:
+        return SeparateCfg.TRUE_CFG
+    return SeparateCfg.GUIDANCE if pipeline.accelerator.has_separate_cfg else SeparateCfg.NEVER
+
+
+def resolve_folder(launch: Launch) -> Path:
+    """Give the folder that holds the model: it, or the hub's local copy of it."""
+    folder = Path(launch.model)
+    if folder.is_dir():
+        return folder
+    return Path(
+        huggingface_hub.snapshot_download(
+            launch.model,
+            revision=launch.model_revision or None,
+            allow_patterns=["*.json", "*.yaml"],
+        )
+    )
+
+
+def weights_digest(folder: Path) -> str:
+    """Hash every safetensors file's relative path and content, in the order of the paths."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(str(path.relative_to(folder)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def model_defaults(folder: Path) -> GenerationDefaults:
+    """Read `ditcast.yaml` beside `model_index.json`; ConfigError if it is not what it must be."""
+    path = folder / "ditcast.yaml"
+    if not path.is_file():
+        return GenerationDefaults()
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        unknown = set(content) - {"defaults"} if isinstance(content, dict) else {"(not a mapping)"}
+        if unknown:
+            raise msgspec.ValidationError(f"unknown keys {sorted(map(str, unknown))}")
+        return msgspec.convert(_known_defaults(content.get("defaults", {})), GenerationDefaults)
+    except (yaml.YAMLError, msgspec.ValidationError) as error:
+        raise ConfigError((Problem("ditcast.yaml", str(error)),)) from error
+
+
+def _known_defaults(content: object) -> object:
+    known = GenerationDefaults.__dataclass_fields__
+    unknown = set(content) - set(known) if isinstance(content, dict) else set()
+    if unknown:
+        raise msgspec.ValidationError(f"unknown defaults {sorted(map(str, unknown))}")
+    return content
+
+
+def _parameters(signature: inspect.Signature) -> tuple[ParameterFact, ...]:
+    found = []
+    for name, parameter in signature.parameters.items():
+        kinds, nullable = _kinds(parameter)
+        if name in NEVER_TAKEN or not kinds:
+            continue
+        own = name in OWN_FIELDS
+        if not own and any(part in name for part in _OPENED):
+            continue
+        required = parameter.default is inspect.Parameter.empty
+        found.append(
+            ParameterFact(
+                name=name,
+                kinds=kinds,
+                nullable=nullable,
+                required=required,
+                default=None if required else _plain(parameter.default),
+                in_pipeline_kwargs=not own,
+            )
+        )
+    return tuple(found)
+
+
+def _kinds(parameter: inspect.Parameter) -> tuple[tuple[ParameterKind, ...], bool]:
+    """Give the scalar and list types of an annotation, and whether None is one of them."""
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty:
+        kind = _SCALARS.get(type(parameter.default))
+        return ((kind,) if kind else ()), parameter.default is None
+    union = typing.get_origin(annotation) in {typing.Union, types.UnionType}
+    members = typing.get_args(annotation) if union else (annotation,)
+    kinds: list[ParameterKind] = []
+    for member in members:
+        if member in _SCALARS:
+            kinds.append(_SCALARS[member])
+        elif typing.get_origin(member) in {list, tuple}:
+            kinds += [_LISTS[item] for item in typing.get_args(member) if item in _LISTS]
+    nullable = types.NoneType in members or parameter.default is None
+    return tuple(dict.fromkeys(kinds)), nullable
+
+
+def _plain(default: object) -> Any:
+    if isinstance(default, (bool, int, float, str)):
+        return default
+    if isinstance(default, (list, tuple)) and all(
+        isinstance(item, (bool, int, float, str)) for item in default
+    ):
+        return list(default)
+    return None
+
+
+def _denoiser(pipe: Any) -> Any:
+    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+
+
+def _patch_size(pipe: Any) -> int:
+    patch = getattr(getattr(_denoiser(pipe), "config", None), "patch_size", None) or 1
+    return int(patch[-1]) if isinstance(patch, (list, tuple)) else int(patch)
+
+
+def _scale_factor(pipe: Any) -> int:
+    for name in ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio"):
+        if isinstance(value := getattr(pipe, name, None), int):
+            return value
+    return 8
+
+
+def _size_multiple(pipe: Any) -> int:
+    """Pixels that width and height must be multiples of: the packed latents' and the processor's."""
+    processor = getattr(pipe, "image_processor", None) or getattr(pipe, "video_processor", None)
+    own = int(getattr(getattr(processor, "config", None), "vae_scale_factor", 1) or 1)
+    return math.lcm(own, _scale_factor(pipe) * _patch_size(pipe))
+
+
+def _default_size(pipe: Any) -> tuple[int | None, int | None]:
+    """Width and height in pixels that the pipeline uses when none are given, if they can be told."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    sides = [
+        parameters[name].default
+        for name in ("width", "height")
+        if name in parameters and isinstance(parameters[name].default, int)
+    ]
+    if len(sides) == 2:
+        return sides[0], sides[1]
+    sample = getattr(pipe, "default_sample_size", None)
+    if sample is None:
+        sample = getattr(getattr(_denoiser(pipe), "config", None), "sample_size", None)
+    if isinstance(sample, int):
+        return sample * _scale_factor(pipe), sample * _scale_factor(pipe)
+    return None, None
+
+
+def _guidance_embeds(pipe: Any) -> bool | None:
+    value = getattr(getattr(_denoiser(pipe), "config", None), "guidance_embeds", None)
+    return value if isinstance(value, bool) else None
+
+
+def _cache_methods(pipeline: Pipeline, sharded: bool) -> tuple[Support, ...]:
+    kind = type(pipeline.pipe).__name__
+    unknown = "" if pipeline.accelerator.cacheable else f"cache-dit does not know {kind}"
+    prune = unknown or ("DBPrune cannot prune blocks of a sharded sequence" if sharded else "")
+    return (
+        Support(name="disabled", possible=True),
+        Support(name="db_cache", possible=not unknown, reason=unknown),
+        Support(name="db_prune", possible=not prune, reason=prune),
+        *(
+            Support(name=name, possible=not unknown, reason=unknown)
+            for name in ("taylor_seer", "dmd", "foca")
+        ),
+    )
+
+
+def _parallel_modes(pipeline: Pipeline) -> tuple[Support, ...]:
+    unknown = (
+        ""
+        if pipeline.accelerator.cacheable
+        else f"cache-dit does not know {type(pipeline.pipe).__name__}"
+    )
+    cpu = pipeline.device.type == "cpu"
+    float8 = unknown or ("float8 communication needs CUDA" if cpu else "")
+    asynchronous = unknown or ("overlapping communication needs CUDA" if cpu else "")
+    return (
+        *(
+            Support(name=name, possible=not unknown, reason=unknown)
+            for name in ("ulysses", "ulysses_anything", "ring", "tensor", "text_encoder", "vae")
+        ),
+        Support(name="ulysses_float8", possible=not float8, reason=float8),
+        Support(name="ulysses_async", possible=not asynchronous, reason=asynchronous),
+    )

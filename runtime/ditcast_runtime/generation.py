@@ -1,0 +1,156 @@
+"""One generation: what is asked for, what it was settled to, and how it can be made again."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from ditcast_runtime.config import Configuration
+from ditcast_runtime.settings import CacheSettings
+
+Scalar = bool | int | float | str
+KeywordValue = Scalar | None | list[Scalar]
+"""What `pipeline_kwargs` may hold: a scalar, nothing, or a list of scalars."""
+
+
+class State(enum.StrEnum):
+    """Where a generation is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    SUCCEEDED = "succeeded"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more can happen to it."""
+        return self in {State.SUCCEEDED, State.CANCELLED, State.FAILED}
+
+
+class OutputFormat(enum.StrEnum):
+    """How outputs are encoded; the value is the name of the format in the contract."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+    RAW_RGB8 = "raw_rgb8"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputOptions:
+    """How outputs are encoded."""
+
+    format: OutputFormat = OutputFormat.PNG
+    quality: int = 90
+    """1 to 100, for JPEG and WebP; ignored by the lossless formats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A generation as its caller asked for it; None means unset."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    true_cfg_scale: float | None = None
+    seed: int | None = None
+    num_images: int = 0
+    sigmas: tuple[float, ...] = ()
+    pipeline_kwargs: dict[str, KeywordValue] = field(default_factory=dict)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    cache: CacheSettings | None = None
+    timeout: float | None = None
+    """Seconds from acceptance."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """A generation as it runs: every value settled before a rank sees it."""
+
+    prompt: str
+    negative_prompt: str | None
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    num_inference_steps: int
+    guidance_scale: float | None
+    true_cfg_scale: float | None
+    seed: int
+    """Picture i uses seed + i modulo 2^64."""
+    num_images: int
+    sigmas: tuple[float, ...]
+    """The noise schedule; empty: the pipeline's own."""
+    pipeline_kwargs: dict[str, KeywordValue]
+    output: OutputOptions
+    cache: CacheSettings
+    """With `enable_separate_cfg` resolved for this generation."""
+
+
+class SeparateCfg(enum.StrEnum):
+    """When the pipeline makes a second, unconditional forward pass in each step."""
+
+    TRUE_CFG = "true_cfg"
+    """true_cfg_scale over 1 and a negative prompt."""
+    GUIDANCE = "guidance"
+    """guidance_scale over 1."""
+    NEVER = "never"
+    """Never, or in the same batch."""
+
+    def two_passes(
+        self,
+        *,
+        negative_prompt: str | None,
+        guidance_scale: float | None,
+        true_cfg_scale: float | None,
+    ) -> bool:
+        """Say whether a generation with these values makes two passes in each step."""
+        match self:
+            case SeparateCfg.TRUE_CFG:
+                return (true_cfg_scale or 0) > 1 and negative_prompt is not None
+            case SeparateCfg.GUIDANCE:
+                return (guidance_scale or 0) > 1
+            case SeparateCfg.NEVER:
+                return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedOutput:
+    """One output as its reader gets it."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputDigest:
+    """What one output was."""
+
+    output_index: int
+    media_type: str
+    size_bytes: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """All it takes to make the same bytes again."""
+
+    parameters: Parameters
+    model_id: str
+    model_revision: str | None
+    weights_digest: str
+    library_versions: dict[str, str]
+    world_size: int
+    threads_per_rank: int
+    device: str
+    dtype: str
+    configuration: Configuration
+    sigmas_used: tuple[float, ...]
+    outputs: tuple[OutputDigest, ...]
+    deterministic: bool

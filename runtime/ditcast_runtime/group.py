@@ -1,0 +1,354 @@
+"""Starts, watches and ends one group of ranks: all of them together, under one epoch.
+
+A group is never mended: what loses one rank loses the group, which is killed whole and reaped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import structlog
+
+from ditcast_runtime.channel import ServiceChannel
+from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.messages import (
+    Alive,
+    Cancel,
+    CannotServe,
+    Denoising,
+    Ended,
+    Facts,
+    Failed,
+    FailureKind,
+    Launch,
+    Loading,
+    Output,
+    Ready,
+    Report,
+    Run,
+    Shutdown,
+    Step,
+    WarmingUp,
+)
+from ditcast_runtime.settings import Acceleration
+
+log = structlog.get_logger()
+
+_EXIT_NOTICE_SECONDS = 1.0
+"""How long after its channel closed a rank's exit status may take: it says more than the channel."""
+
+
+class GroupLost(Exception):
+    """The group is of no use any more; it has to be killed.
+
+    Attributes:
+        explanation: what was seen, for the log and the status.
+    """
+
+    def __init__(self, explanation: str) -> None:
+        self.explanation = explanation
+        super().__init__(explanation)
+
+
+class CannotLoad(Exception):
+    """The ranks cannot serve this model with these settings, and never will.
+
+    Attributes:
+        reason: the first rank's words.
+    """
+
+    def __init__(self, rank: int, error_type: str, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"rank {rank}: {error_type}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedOutput:
+    """Pixels as they came: the descriptor is its holder's to close."""
+
+    message: Output
+    descriptor: int
+
+
+RunReport = Denoising | Step | ReceivedOutput | Failed | Ended
+
+
+@dataclass(slots=True)
+class _Member:
+    process: asyncio.subprocess.Process
+    channel: ServiceChannel
+    last_seen: float
+
+
+class Group:
+    """One group. `start`, then any number of `run`s one after another, then `stop` or `kill`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        acceleration: Acceleration,
+        epoch: int,
+        folder: Path,
+        *,
+        json_logs: bool,
+        log_level: str,
+        on_warming_up: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.epoch = epoch
+        self._config = config
+        self._acceleration = acceleration
+        self._store = folder / f"epoch-{epoch}"
+        self._json_logs = json_logs
+        self._log_level = log_level
+        self._on_warming_up = on_warming_up
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._members: list[_Member] = []
+        self._reports: asyncio.Queue[RunReport | Ready | GroupLost | CannotLoad] = asyncio.Queue()
+        self._warming: set[int] = set()
+        self._number = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._over = False
+        self._limited_by = ""
+        self.explanation = ""
+        """Why the group is lost; empty while it is not."""
+
+    async def start(self) -> Facts:
+        """Start all ranks and wait until each is loaded and warmed up; give rank 0's facts.
+
+        Raises:
+            CannotLoad: a rank says that it cannot serve this model with these settings.
+            GroupLost: a rank died, or a limit passed.
+        """
+        self._limit(self._config.load_timeout, "loading showed no progress")
+        for rank in range(self._config.world_size):
+            await self._spawn(rank)
+        self._watchers.append(asyncio.create_task(self._watch_alive()))
+        found: dict[int, Facts] = {}
+        while len(found) < self._config.world_size:
+            report = await self._next()
+            if isinstance(report, Ready):
+                found[report.rank] = report.facts
+        self._no_limit()
+        return found[0]
+
+    async def run(self, command: Run, step_limit: float | None) -> AsyncGenerator[RunReport, None]:
+        """Run one generation: give every report about it until each rank is through with it.
+
+        `step_limit` bounds each step in seconds; None while too few of its kind are known.
+
+        Raises:
+            GroupLost: the ranks died or are stuck; nothing more will come.
+        """
+        self._number = command.number
+        self._members[0].channel.send(command)
+        self._limit(self._config.first_steps_timeout, "the preparation took too long")
+        ended = 0
+        failed = False
+        while ended < len(self._members):
+            report = await self._next()
+            if isinstance(report, Ready):
+                continue
+            if isinstance(report, Ended):
+                ended += 1
+            if isinstance(report, Failed) and report.kind is FailureKind.SETTINGS_DIFFER:
+                raise GroupLost(f"rank {report.rank} holds other cache settings than it was told")
+            failed = failed or isinstance(report, Failed)
+            if failed or ended:
+                # Set once: each report of a rank that arrives must not prolong the wait.
+                self._limit_once(self._config.vote_timeout, "not all ranks came to the last vote")
+            else:
+                self._watch_step(report, step_limit)
+            yield report
+        self._number = 0
+        self._no_limit()
+
+    def cancel(self, number: int) -> None:
+        """Ask the ranks to leave a generation at the next boundary; nothing if it is over."""
+        if self._number == number and not self._over:
+            self._members[0].channel.send(Cancel(epoch=self.epoch, number=number))
+
+    async def stop(self) -> None:
+        """Let idle ranks leave, and kill those that do not."""
+        self._over = True
+        if self._members and not self.explanation:
+            self._members[0].channel.send(Shutdown(epoch=self.epoch))
+            leaving = [member.process.wait() for member in self._members]
+            try:
+                async with asyncio.timeout(self._config.shutdown_timeout):
+                    await asyncio.gather(*leaving)
+            except TimeoutError:
+                log.warning("ranks did not leave in time", epoch=self.epoch)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """Kill what is left of the group and reap every process."""
+        self._over = True
+        self._no_limit()
+        for watcher in self._watchers:
+            watcher.cancel()
+        for member in self._members:
+            if member.process.returncode is None:
+                os.killpg(member.process.pid, signal.SIGKILL)
+            member.channel.close()
+        for member in self._members:
+            await member.process.wait()
+        while not self._reports.empty():
+            report = self._reports.get_nowait()
+            if isinstance(report, ReceivedOutput):
+                os.close(report.descriptor)
+        self._store.unlink(missing_ok=True)
+
+    async def _spawn(self, rank: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "ditcast_runtime.rank",
+                "--channel",
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=(theirs.fileno(),),
+                # Of its own, so that a terminal's Ctrl-C reaches the service alone.
+                start_new_session=True,
+                env=_environment(self._threads),
+            )
+        channel = ServiceChannel(
+            ours,
+            lambda report, descriptor: self._receive(rank, report, descriptor),
+            lambda reason: self._channel_closed(rank, reason),
+        )
+        self._members.append(_Member(process, channel, self._loop.time()))
+        channel.send(self._launch(rank))
+
+    @property
+    def _threads(self) -> int:
+        """Threads of each rank: the cores this process may use, shared among the ranks."""
+        return max(1, len(os.sched_getaffinity(0)) // self._config.world_size)
+
+    def _launch(self, rank: int) -> Launch:
+        return Launch(
+            epoch=self.epoch,
+            rank=rank,
+            world_size=self._config.world_size,
+            store=str(self._store),
+            model=self._config.model_source,
+            model_revision=self._config.model_revision,
+            dtype=self._config.dtype,
+            device=self._config.device,
+            acceleration=self._acceleration,
+            threads=self._threads,
+            json_logs=self._json_logs,
+            log_level=self._log_level,
+        )
+
+    def _receive(self, rank: int, report: Report, descriptor: int | None) -> None:
+        self._members[rank].last_seen = self._loop.time()
+        match report:
+            case Alive():
+                pass
+            case Loading():
+                self._limit(self._config.load_timeout, "loading showed no progress")
+            case WarmingUp():
+                self._warming.add(rank)
+                self._limit(self._config.warm_up_timeout, "the warm-up took too long")
+                if len(self._warming) == self._config.world_size:
+                    self._on_warming_up()
+            case CannotServe():
+                self._reports.put_nowait(CannotLoad(rank, report.error_type, report.reason))
+            case Output():
+                assert descriptor is not None
+                self._reports.put_nowait(ReceivedOutput(report, descriptor))
+            case Ready() | Denoising() | Step() | Failed() | Ended():
+                self._reports.put_nowait(report)
+            case _:
+                assert_never(report)
+
+    async def _next(self) -> RunReport | Ready:
+        report = await self._reports.get()
+        if isinstance(report, (GroupLost, CannotLoad)):
+            raise report
+        return report
+
+    def _watch_step(self, report: RunReport, step_limit: float | None) -> None:
+        if isinstance(report, Step) and report.step >= report.total_steps:
+            self._limit(self._config.decode_timeout, "decoding took too long")
+        elif isinstance(report, (Denoising, Step)):
+            limit = step_limit or self._config.first_steps_timeout
+            self._limit(limit, f"no step within {limit:.1f} s")
+
+    def _limit(self, seconds: float, explanation: str) -> None:
+        self._no_limit()
+        self._timer = self._loop.call_later(seconds, self._lose, explanation)
+        self._limited_by = explanation
+
+    def _limit_once(self, seconds: float, explanation: str) -> None:
+        if self._timer is None or self._limited_by != explanation:
+            self._limit(seconds, explanation)
+
+    def _no_limit(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _watch_alive(self) -> None:
+        """Lose the group when a rank is silent: stopped, or stuck while it holds the GIL."""
+        while True:
+            await asyncio.sleep(1.0)
+            for rank, member in enumerate(self._members):
+                silence = self._loop.time() - member.last_seen
+                if silence > self._config.alive_timeout:
+                    self._lose(f"rank {rank} gave no sign of life for {silence:.0f} s")
+
+    def _channel_closed(self, rank: int, reason: str) -> None:
+        # Everything that the rank had sent is read by now; its exit status says more than that.
+        self._watchers.append(asyncio.create_task(self._name_loss(rank, reason)))
+
+    async def _name_loss(self, rank: int, reason: str) -> None:
+        try:
+            async with asyncio.timeout(_EXIT_NOTICE_SECONDS):
+                code = await self._members[rank].process.wait()
+        except TimeoutError:
+            self._lose(f"rank {rank} closed its channel: {reason}")
+            return
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        self._lose(f"rank {rank} {how}")
+
+    def _lose(self, explanation: str) -> None:
+        if self._over or self.explanation:
+            return
+        self.explanation = explanation
+        self._reports.put_nowait(GroupLost(explanation))
+        self._on_lost()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Give the ranks' environment: the service's, with what has to be set before torch loads."""
+    return (
+        {
+            # It says several lines at each switch of the cache, at a level that a server keeps on.
+            "CACHE_DIT_LOG_LEVEL": "error",
+        }
+        | os.environ
+        | {
+            "OMP_NUM_THREADS": str(threads),
+            # Threads that spin while they wait made two ranks on shared cores 8 times slower.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # gloo and NCCL would otherwise listen on whatever the host's name resolves to.
+            "GLOO_SOCKET_IFNAME": "lo",
+            "NCCL_SOCKET_IFNAME": "lo",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+    )

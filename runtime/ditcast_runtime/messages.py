@@ -1,0 +1,257 @@
+"""What travels between the service and the ranks, and from rank 0 to the others: closed unions.
+
+Frames are msgpack with a length before it (`channel`); the decoder refuses what is not in the
+union, so no name, path or class in a frame can reach anything.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from ditcast_runtime.config import GenerationDefaults
+from ditcast_runtime.events import RankMemory, TransformerDecision
+from ditcast_runtime.generation import KeywordValue, Parameters, SeparateCfg
+from ditcast_runtime.settings import Acceleration
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """First frame to a rank: who it is and what to load."""
+
+    epoch: int
+    rank: int
+    world_size: int
+    store: str
+    """File of the process group's rendezvous, in the service's private folder."""
+    model: str
+    model_revision: str
+    dtype: str
+    device: str
+    acceleration: Acceleration
+    threads: int
+    json_logs: bool
+    log_level: str
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run one generation; `number` is the engine's own count and names it in every report."""
+
+    epoch: int
+    number: int
+    request_id: str
+    parameters: Parameters
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Leave generation `number` at its next step boundary; nothing if it is over."""
+
+    epoch: int
+    number: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Leave the loop and exit with 0."""
+
+    epoch: int
+
+
+Command = Launch | Run | Cancel | Shutdown
+Broadcast = Run | Shutdown
+"""What rank 0 passes on to the others."""
+
+
+class ParameterKind(enum.StrEnum):
+    """Types that a pipeline's parameter takes, as far as a request can give them."""
+
+    BOOL = "bool"
+    INT = "int"
+    FLOAT = "float"
+    STR = "str"
+    BOOL_LIST = "list[bool]"
+    INT_LIST = "list[int]"
+    FLOAT_LIST = "list[float]"
+    STR_LIST = "list[str]"
+
+
+class ParameterFact(msgspec.Struct, frozen=True, kw_only=True):
+    """One parameter of the pipeline's `__call__` that a request can set."""
+
+    name: str
+    kinds: tuple[ParameterKind, ...]
+    nullable: bool
+    required: bool
+    default: KeywordValue
+    in_pipeline_kwargs: bool
+    """False where the request has a field of its own for it."""
+
+
+class TransformerFact(msgspec.Struct, frozen=True, kw_only=True):
+    """One denoiser of the pipeline."""
+
+    name: str
+    class_name: str
+    num_blocks: int
+    num_heads: int | None
+
+
+class Support(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a cache method or parallel mode can be used here, and if not, why."""
+
+    name: str
+    possible: bool
+    reason: str = ""
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ranks found out about the loaded pipeline; feeds validation and GetCapabilities."""
+
+    pipeline_class: str
+    weights_digest: str
+    device: str
+    device_name: str
+    dtype: str
+    threads: int
+    library_versions: dict[str, str]
+    parameters: tuple[ParameterFact, ...]
+    transformers: tuple[TransformerFact, ...]
+    size_multiple: int
+    """Width and height must be multiples of this many pixels to be made exactly."""
+    shard_multiple: int
+    """(width / size_multiple) x (height / size_multiple) must be a multiple of this; 1: any."""
+    default_width: int | None
+    default_height: int | None
+    separate_cfg: SeparateCfg
+    guidance_embeds: bool | None
+    """Whether the model is guidance-distilled; None where its configuration does not say."""
+    cancellable: bool
+    """Whether the pipeline has a step callback; without one no step is reported."""
+    defaults: GenerationDefaults
+    """What `ditcast.yaml` beside the model says."""
+    cache_methods: tuple[Support, ...]
+    parallel_modes: tuple[Support, ...]
+    deterministic: bool
+
+
+class FailureKind(enum.StrEnum):
+    """What sort of exception left the pipeline, decided by its type on the rank."""
+
+    OUT_OF_MEMORY = "out_of_memory"
+    REFUSED = "refused"
+    """ValueError or TypeError from the pipeline's own checks, before a step ran."""
+    NAN_OUTPUT = "nan_output"
+    SETTINGS_DIFFER = "settings_differ"
+    """The cache holds other settings than it was told to: the rank must be replaced."""
+    FAILED = "failed"
+
+
+class Outcome(enum.StrEnum):
+    """How a generation ended on the ranks, the same on all of them: the result of a vote."""
+
+    DONE = "done"
+    CANCELLED = "cancelled"
+    VETOED = "vetoed"
+    FAILED = "failed"
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A sign of progress while loading."""
+
+    epoch: int
+    rank: int
+    stage: str
+    seconds: float
+
+
+class WarmingUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The weights are there; the warm-up begins."""
+
+    epoch: int
+    rank: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Loaded and warmed up. Only rank 0's facts are used."""
+
+    epoch: int
+    rank: int
+    facts: Facts
+    seconds: float
+
+
+class CannotServe(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Loading failed for a reason that a restart will not mend."""
+
+    epoch: int
+    rank: int
+    error_type: str
+    reason: str
+
+
+class Alive(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A sign of life from the rank's receiver thread."""
+
+    epoch: int
+    rank: int
+
+
+class Denoising(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """All ranks agreed to run it, the prompt is encoded and the first step begins."""
+
+    epoch: int
+    number: int
+    sigmas: tuple[float, ...]
+    prepare_seconds: float
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One step ended on all ranks. `step` counts from 1."""
+
+    epoch: int
+    number: int
+    step: int
+    total_steps: int
+    timestep: float
+    sigma: float | None
+    seconds: float
+    transformers: tuple[TransformerDecision, ...]
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Pixels of all images, 8-bit RGB rows from top to bottom, in the descriptor that comes along."""
+
+    epoch: int
+    number: int
+    count: int
+    width: int
+    height: int
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An exception on one rank; its `Ended` follows if the rank gets to the vote."""
+
+    epoch: int
+    number: int
+    rank: int
+    step: int
+    kind: FailureKind
+    error_type: str
+    message: str
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """This rank is through with the generation and free; the last report about it."""
+
+    epoch: int
+    number: int
+    rank: int
+    outcome: Outcome
+    steps: int
+    memory: RankMemory
+    denoise_seconds: float
+    decode_seconds: float
+
+
+Report = (
+    Loading | WarmingUp | Ready | CannotServe | Alive | Denoising | Step | Output | Failed | Ended
+)

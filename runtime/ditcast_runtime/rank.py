@@ -1,0 +1,478 @@
+"""The loop that every rank runs, and its entry point: `python -m ditcast_runtime.rank`.
+
+Every rank, rank 0 too, runs a generation from the broadcast copy of its command. A generation is a
+row of boundaries (prepared, each step, the end) at which all ranks vote; the first verdict other
+than GO_ON, or the verdict at the end, is the generation's last vote on every rank. A rank that
+failed votes FAILED once, wherever the others are, and that is its last vote too, so that all ranks
+always make the same number of votes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import ctypes
+import faulthandler
+import logging
+import mmap
+import os
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+from datetime import timedelta
+
+import msgspec
+import psutil
+import structlog
+import torch
+import torch.distributed as dist
+
+from ditcast_runtime import facts, logs
+from ditcast_runtime.acceleration import SettingsDiffer
+from ditcast_runtime.broadcast import Ballot, ControlGroup, ControlLost
+from ditcast_runtime.channel import ChannelClosed, RankChannel
+from ditcast_runtime.errors import ConfigError
+from ditcast_runtime.events import RankMemory
+from ditcast_runtime.generation import OutputOptions, Parameters, SeparateCfg
+from ditcast_runtime.messages import (
+    Alive,
+    Broadcast,
+    Cancel,
+    CannotServe,
+    Denoising,
+    Ended,
+    Failed,
+    FailureKind,
+    Launch,
+    Loading,
+    Outcome,
+    Output,
+    Ready,
+    Run,
+    Shutdown,
+    Step,
+    WarmingUp,
+)
+from ditcast_runtime.pipeline import NotFinite, Pipeline, Stopwatch, resolve_device
+
+log = structlog.get_logger()
+
+_ALIVE_SECONDS = 1.0
+_LAUNCH_SECONDS = 60.0
+_WARM_UP_STEPS = 2
+_PR_SET_PDEATHSIG = 1
+
+
+class _Left(BaseException):
+    """Leaves the pipeline at a boundary, on all ranks at the same one.
+
+    Not an `Exception`: nothing inside a pipeline may take it for a failure and go on.
+    """
+
+    def __init__(self, verdict: Ballot) -> None:
+        self.verdict = verdict
+
+
+class Inbox:
+    """The rank's receiver thread: the only reader of the channel, and the sign of life.
+
+    It ends the process when the service is gone, and otherwise only fills a queue or sets a flag.
+    """
+
+    def __init__(self, channel: RankChannel, launch: Launch) -> None:
+        self._channel = channel
+        self._launch = launch
+        self._commands: queue.SimpleQueue[Broadcast] = queue.SimpleQueue()
+        self._cancelled = 0
+        threading.Thread(target=self._receive, name="inbox", daemon=True).start()
+
+    def next(self) -> Broadcast:
+        """Wait for the next command that all ranks have to hear of."""
+        return self._commands.get()
+
+    def cancelled(self, number: int) -> bool:
+        """Say whether the service asked to leave this generation; an older cancel does not count."""
+        return self._cancelled == number
+
+    def _receive(self) -> None:
+        alive = Alive(epoch=self._launch.epoch, rank=self._launch.rank)
+        while True:
+            try:
+                command = self._channel.receive(_ALIVE_SECONDS)
+                if command is None:
+                    self._channel.send(alive)
+            except (ChannelClosed, OSError, msgspec.MsgspecError):
+                # Nobody is left to report to; a normal exit could wait for a stuck collective.
+                os._exit(5)
+            match command:
+                case Cancel():
+                    self._cancelled = command.number
+                case Run() | Shutdown():
+                    self._commands.put(command)
+                case None | Launch():
+                    pass
+
+
+class Rank:
+    """One rank of the group: runs what is broadcast until it is told to leave."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        channel: RankChannel,
+        control: ControlGroup,
+        inbox: Inbox,
+        pipeline: Pipeline,
+    ) -> None:
+        self.launch = launch
+        self.channel = channel
+        self.control = control
+        self.inbox = inbox
+        self.pipeline = pipeline
+        self.separate_cfg = facts.separate_cfg(pipeline)
+
+    def loop(self) -> None:
+        """Receive, run, report; returns on Shutdown."""
+        is_rank_zero = self.launch.rank == 0
+        while True:
+            command = self.control.broadcast(self.inbox.next() if is_rank_zero else None)
+            match command:
+                case Run():
+                    with structlog.contextvars.bound_contextvars(request_id=command.request_id):
+                        self._run(command)
+                case Shutdown():
+                    return
+
+    def _run(self, command: Run) -> None:
+        execution = _Execution(self, command)
+        failure: Exception | None = None
+        try:
+            execution.run()
+            outcome = Outcome.DONE
+        except _Left as left:
+            outcome = execution.outcome(left.verdict)
+        except Exception as error:  # the one place: whatever leaves the pipeline becomes a vote
+            failure = error
+            self._report(execution, error)
+            outcome = execution.outcome(self.control.vote(Ballot.FAILED))
+        self.pipeline.clean_up(failure)
+        self.channel.send(execution.ended(outcome))
+
+    def _report(self, execution: _Execution, error: Exception) -> None:
+        kind = _failure_kind(error, prepared=execution.prepared)
+        if kind in {FailureKind.FAILED, FailureKind.SETTINGS_DIFFER}:
+            log.error("generation failed", step=execution.steps, exc_info=error)
+        self.channel.send(
+            Failed(
+                epoch=self.launch.epoch,
+                number=execution.command.number,
+                rank=self.launch.rank,
+                step=execution.steps,
+                kind=kind,
+                error_type=type(error).__name__,
+                message=str(error)[:2000],
+            )
+        )
+
+
+class _Execution:
+    """One generation on this rank: its boundaries, its votes and, on rank 0, its reports."""
+
+    def __init__(self, rank: Rank, command: Run) -> None:
+        self.command = command
+        self.prepared = False
+        self.steps = 0
+        self._rank = rank
+        self._channel = rank.channel if rank.launch.rank == 0 else None
+        self._watch = Stopwatch()
+        self._prepare_seconds = 0.0
+        self._denoise_seconds = 0.0
+        self._decode_seconds = 0.0
+
+    def run(self) -> None:
+        """Go through all boundaries; `_Left` at the first whose verdict is not GO_ON."""
+        parameters = self.command.parameters
+        pipeline = self._rank.pipeline
+        arguments = pipeline.prepare(parameters, two_passes(self._rank.separate_cfg, parameters))
+        self._vote()
+        self.prepared = True
+        pixels = pipeline.run(arguments, self)
+        self._decode_seconds = self._watch.lap()
+        if self._channel is not None:
+            self._send_output(self._channel, pixels)
+        self._vote()
+
+    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
+        """Report that the first step begins."""
+        self._prepare_seconds = self._watch.lap()
+        if self._channel is not None:
+            self._channel.send(
+                Denoising(
+                    epoch=self.command.epoch,
+                    number=self.command.number,
+                    sigmas=sigmas,
+                    prepare_seconds=self._prepare_seconds,
+                )
+            )
+
+    def step_ended(self, step: int, total_steps: int, timestep: float, sigma: float | None) -> None:
+        """Vote at the boundary, then report what the step was."""
+        seconds = self._watch.lap()
+        self._denoise_seconds += seconds
+        self._vote()
+        self.steps = step
+        # On every rank: the counters behind it have to advance, and a fault in it shows on all.
+        decisions = self._rank.pipeline.accelerator.decisions()
+        if self._channel is not None:
+            self._channel.send(
+                Step(
+                    epoch=self.command.epoch,
+                    number=self.command.number,
+                    step=step,
+                    total_steps=total_steps,
+                    timestep=timestep,
+                    sigma=sigma,
+                    seconds=seconds,
+                    transformers=decisions,
+                )
+            )
+
+    def denoising_ended(self) -> None:
+        """Begin to count the time of decoding."""
+        self._watch.lap()
+
+    def outcome(self, verdict: Ballot) -> Outcome:
+        """Name how the generation ended, from its last vote."""
+        match verdict:
+            case Ballot.CANCEL:
+                return Outcome.CANCELLED
+            case Ballot.FAILED:
+                return Outcome.FAILED if self.prepared else Outcome.VETOED
+            case Ballot.GO_ON:
+                return Outcome.DONE
+
+    def ended(self, outcome: Outcome) -> Ended:
+        """Make this rank's last report about the generation."""
+        rank = self._rank.launch.rank
+        return Ended(
+            epoch=self.command.epoch,
+            number=self.command.number,
+            rank=rank,
+            outcome=outcome,
+            steps=self.steps,
+            memory=_memory(rank, self._rank.pipeline.device),
+            denoise_seconds=self._denoise_seconds,
+            decode_seconds=self._decode_seconds,
+        )
+
+    def _vote(self) -> None:
+        # Only rank 0 is told of a cancel, so that all ranks hear of it at the same boundary.
+        cancelled = self._rank.inbox.cancelled(self.command.number)
+        verdict = self._rank.control.vote(Ballot.CANCEL if cancelled else Ballot.GO_ON)
+        if verdict is not Ballot.GO_ON:
+            raise _Left(verdict)
+
+    def _send_output(self, channel: RankChannel, pixels: torch.Tensor) -> None:
+        count, height, width, _ = pixels.shape
+        descriptor = os.memfd_create("ditcast-output", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, pixels.numel())
+            with mmap.mmap(descriptor, pixels.numel()) as memory:
+                memory[:] = pixels.numpy().tobytes()
+            output = Output(
+                epoch=self.command.epoch,
+                number=self.command.number,
+                count=count,
+                width=width,
+                height=height,
+            )
+            channel.send(output, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def two_passes(rule: SeparateCfg, parameters: Parameters) -> bool:
+    """Say whether each step of this generation makes two forward passes."""
+    return rule.two_passes(
+        negative_prompt=parameters.negative_prompt,
+        guidance_scale=parameters.guidance_scale,
+        true_cfg_scale=parameters.true_cfg_scale,
+    )
+
+
+def _failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
+    match error:
+        case torch.OutOfMemoryError() | MemoryError():
+            return FailureKind.OUT_OF_MEMORY
+        case NotFinite():
+            return FailureKind.NAN_OUTPUT
+        case SettingsDiffer():
+            return FailureKind.SETTINGS_DIFFER
+        case ValueError() | TypeError() if not prepared:
+            return FailureKind.REFUSED
+        case _:
+            return FailureKind.FAILED
+
+
+def _memory(rank: int, device: torch.device) -> RankMemory:
+    """Peak and free bytes: of the device, or resident and available on the host."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return RankMemory(rank=rank, peak_bytes=peak, free_bytes=free)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return RankMemory(rank=rank, peak_bytes=peak, free_bytes=psutil.virtual_memory().available)
+
+
+class _Silent:
+    """Watches a warm-up: nobody is told."""
+
+    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
+        """Tell nobody."""
+
+    def step_ended(self, step: int, total_steps: int, timestep: float, sigma: float | None) -> None:
+        """Tell nobody."""
+
+    def denoising_ended(self) -> None:
+        """Tell nobody."""
+
+
+def _warm_up(pipeline: Pipeline, launch: Launch, found: facts.Facts) -> None:
+    """Run once, with two passes where there can be two, under the load's cache; then switch.
+
+    cache-dit cannot switch a sharded pipeline that never ran.
+    """
+    width, height = _warm_up_size(found)
+    taken = pipeline.signature.parameters
+    parameters = Parameters(
+        prompt="warm-up",
+        negative_prompt="" if "negative_prompt" in taken else None,
+        width=width,
+        height=height,
+        num_inference_steps=_WARM_UP_STEPS,
+        guidance_scale=5.0 if found.separate_cfg is SeparateCfg.GUIDANCE else None,
+        true_cfg_scale=4.0 if "true_cfg_scale" in taken else None,
+        seed=0,
+        num_images=1,
+        sigmas=(),
+        pipeline_kwargs={},
+        output=OutputOptions(),
+        cache=launch.acceleration.cache,
+    )
+    pipeline.run(pipeline.arguments(parameters), _Silent())
+    pipeline.clean_up(None)
+    pipeline.prepare(parameters, two_passes(found.separate_cfg, parameters))
+
+
+def _warm_up_size(found: facts.Facts) -> tuple[int, int]:
+    """Give the default size, made one that the group can shard: its width is what gives way."""
+    unit = found.size_multiple
+    width = found.defaults.width or found.default_width or 512
+    height = found.defaults.height or found.default_height or 512
+    columns, rows = max(1, width // unit), max(1, height // unit)
+    while (columns * rows) % found.shard_multiple:
+        columns += 1
+    return columns * unit, rows * unit
+
+
+def _die_with_the_service() -> None:
+    """Have the kernel kill this process when the service dies, also while it holds the GIL."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _join(launch: Launch, device: torch.device) -> None:
+    """Join the data group; its rendezvous is a file in the service's private folder, no port."""
+    if launch.world_size == 1:
+        return
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{launch.store}",
+        rank=launch.rank,
+        world_size=launch.world_size,
+        # The service's watchdogs are far shorter; this only frees what nobody watches.
+        timeout=timedelta(hours=2),
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def _load(launch: Launch, channel: RankChannel, inbox: Inbox) -> Rank:
+    """Do everything that comes before the first command."""
+    watch = Stopwatch()
+    total = 0.0
+
+    def report(stage: str) -> None:
+        nonlocal total
+        total += watch.lap()
+        log.info("loading", stage=stage, seconds=round(total, 1))
+        channel.send(Loading(epoch=launch.epoch, rank=launch.rank, stage=stage, seconds=total))
+
+    device = resolve_device(launch.device, launch.rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.set_num_threads(launch.threads)
+    report("joining the group")
+    _join(launch, device)
+    control = ControlGroup(launch.rank, launch.world_size)
+    folder = facts.resolve_folder(launch)
+    defaults = facts.model_defaults(folder)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        # Beside the load, which leaves the files in the page cache.
+        digest = pool.submit(facts.weights_digest, folder)
+        pipeline = Pipeline.load(launch, device, report)
+        report("hashing the weights")
+        found = facts.describe(pipeline, launch, digest.result(), defaults)
+    channel.send(WarmingUp(epoch=launch.epoch, rank=launch.rank))
+    report("warming up")
+    _warm_up(pipeline, launch, found)
+    rank = Rank(launch, channel, control, inbox, pipeline)
+    total += watch.lap()
+    channel.send(Ready(epoch=launch.epoch, rank=launch.rank, facts=found, seconds=total))
+    return rank
+
+
+def main() -> int:
+    """Run one rank: the channel's descriptor is the only argument, all else comes through it."""
+    parser = argparse.ArgumentParser(prog="ditcast_runtime.rank")
+    parser.add_argument("--channel", type=int, required=True)
+    _die_with_the_service()
+    channel = RankChannel(socket.socket(fileno=parser.parse_args().channel))
+    launch = channel.receive(_LAUNCH_SECONDS)
+    if not isinstance(launch, Launch):
+        return 2
+    faulthandler.enable()
+    logs.configure(
+        json_logs=launch.json_logs, level=launch.log_level, rank=launch.rank, epoch=launch.epoch
+    )
+    logging.captureWarnings(True)
+    inbox = Inbox(channel, launch)
+    try:
+        rank = _load(launch, channel, inbox)
+    except (ConfigError, OSError, ValueError, TypeError, AssertionError) as error:
+        # What is wrong with the model or the settings will be wrong again: say so, do not restart.
+        log.error("cannot serve", exc_info=error)
+        channel.send(
+            CannotServe(
+                epoch=launch.epoch,
+                rank=launch.rank,
+                error_type=type(error).__name__,
+                reason=str(error)[:2000],
+            )
+        )
+        return 3
+    try:
+        rank.loop()
+    except ControlLost as lost:
+        log.warning("another rank is gone", reason=str(lost)[:200])
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    # Skips the interpreter's teardown, in which gloo's threads may wait for ranks that are gone.
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)
