@@ -1,0 +1,212 @@
+"""What is wrong with a server's settings, found before any process starts.
+
+The ranks check once more what only a loaded pipeline can tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.settings import (
+    Problem,
+    SettingsError,
+    check_attention_backend,
+    check_cache,
+    check_parallelism,
+    check_quantize,
+    load_acceleration,
+    resolve_parallelism,
+)
+
+if TYPE_CHECKING:
+    from ditcast_service.config import ServerConfig
+
+_WEEK = 7 * 86400.0
+_INT32_MAX = 2**31 - 1
+
+RANGES: Mapping[str, tuple[float, float]] = {
+    "world_size": (1, 64),
+    "queue_capacity": (1, 100_000),
+    "max_num_inference_steps": (1, 100_000),
+    "min_side": (1, 65_536),
+    "max_side": (1, 65_536),
+    "max_pixels": (1, 2**40),
+    "max_images": (1, 1024),
+    "max_frames": (1, 100_000),
+    "max_prompt_bytes": (1, 16 * 2**20),
+    "max_request_bytes": (64 * 2**10, _INT32_MAX),
+    "chunk_bytes": (2**10, 2**20),
+    "load_timeout": (1, _WEEK),
+    "warm_up_timeout": (1, _WEEK),
+    "first_steps_timeout": (0.1, _WEEK),
+    "step_timeout_floor": (0.1, _WEEK),
+    "step_timeout_factor": (1, 1000),
+    "decode_timeout": (0.1, _WEEK),
+    "vote_timeout": (0.1, _WEEK),
+    "alive_timeout": (2, _WEEK),
+    "shutdown_timeout": (0, 3600),
+    "grace": (0, _WEEK),
+    "crash_loop_losses": (1, 1000),
+    "crash_loop_window": (1, _WEEK),
+    "heartbeat_interval": (0.05, 3600),
+    "reader_timeout": (0.05, _WEEK),
+    "retention": (0, _WEEK),
+    "retention_bytes": (0, 2**40),
+    "encoder_threads": (1, 64),
+}
+"""Both ends inclusive. A test asserts that every number of the configuration stands here."""
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu", "cuda"),
+    "log_format": ("auto", "json", "console"),
+    "log_level": ("debug", "info", "warning", "error"),
+}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+Where = Callable[[str], str]
+"""Gives the flag, key or variable that a field came from; the flag for a default."""
+
+
+def check(config: ServerConfig, places: Mapping[str, str], problems: list[Problem]) -> ServerConfig:
+    """Add what is wrong to `problems`, and give the config with its cache-dit file read."""
+
+    def where(name: str) -> str:
+        return places.get(name, "--" + name.replace("_", "-"))
+
+    _check_values(config, where, problems)
+    _check_addresses(config, where, problems)
+    _check_model(config, where, problems)
+    return _with_acceleration(config, where, problems)
+
+
+def _check_values(config: EngineConfig, where: Where, problems: list[Problem]) -> None:
+    for name, (low, high) in RANGES.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            reason = f"{value} is out of range: {low:.15g} to {high:.15g}"
+            problems.append(Problem(where(name), reason))
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            problems.append(Problem(where(name), f"{value!r} is none of {', '.join(choices)}"))
+    if config.min_side > config.max_side:
+        reason = f"{config.min_side} is more than max_side, {config.max_side}"
+        problems.append(Problem(where("min_side"), reason))
+    elif config.max_pixels < config.min_side**2:
+        reason = f"{config.max_pixels} is less than min_side x min_side, {config.min_side**2}"
+        problems.append(Problem(where("max_pixels"), reason))
+
+
+def _check_addresses(config: ServerConfig, where: Where, problems: list[Problem]) -> None:
+    for address in config.listen:
+        reason = _address_problem(address, insecure=config.insecure)
+        if reason:
+            problems.append(Problem(where("listen"), f"{address!r}: {reason}"))
+
+
+def _address_problem(address: str, *, insecure: bool) -> str:
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        return "" if path and Path(path).parent.is_dir() else "there is no folder for this socket"
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) < 2**16):
+        return "it must be HOST:PORT or unix:/path"
+    if not insecure and not _is_loopback(host.strip("[]")):
+        return (
+            "it can be reached from other machines, and this version has no TLS yet: "
+            "listen on 127.0.0.1, or accept that with --insecure"
+        )
+    return ""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_model(config: EngineConfig, where: Where, problems: list[Problem]) -> None:
+    if not config.model:
+        return
+    folder = Path(config.model)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            reason = f"{folder} holds no model_index.json: it is no diffusers pipeline"
+            problems.append(Problem(where("model"), reason))
+    elif not _HUB_ID.fullmatch(config.model):
+        reason = f"{config.model!r} is neither a folder nor the id of a model (owner/name)"
+        problems.append(Problem(where("model"), reason))
+
+
+def _with_acceleration(config: ServerConfig, where: Where, problems: list[Problem]) -> ServerConfig:
+    acceleration = config.acceleration
+    if config.cache_dit_config is not None:
+        try:
+            acceleration = load_acceleration(config.cache_dit_config)
+        except SettingsError as error:
+            place = where("cache_dit_config")
+            problems += [
+                Problem(f"{place} ({error.source}: {each.field})", each.reason)
+                for each in error.problems
+            ]
+            return config
+    parallelism = acceleration.parallelism
+    numbers = _model_numbers(config)
+    accelerator = config.device != "cpu"
+    asked = resolve_parallelism(parallelism, config.world_size)
+    findings: list[Problem] = []
+    findings += check_parallelism(
+        parallelism or asked,
+        world_size=config.world_size,
+        num_heads=numbers.get("num_attention_heads"),
+        prefix="parallelism",
+        accelerator=accelerator,
+    )
+    findings += check_cache(
+        acceleration.cache,
+        num_blocks=numbers.get("num_layers"),
+        context_parallel=asked.context_parallel_degree > 1,
+    )
+    findings += check_attention_backend(
+        acceleration.attention_backend,
+        context_parallel=asked.context_parallel_degree > 1,
+        accelerator=accelerator,
+    )
+    if acceleration.quantize is not None:
+        findings += check_quantize(acceleration.quantize, accelerator=accelerator)
+    place = where("cache_dit_config" if config.cache_dit_config else "world_size")
+    problems += [Problem(f"{place} ({each.field})", each.reason) for each in findings]
+    return dataclasses.replace(
+        config, acceleration=dataclasses.replace(acceleration, parallelism=asked)
+    )
+
+
+def _model_numbers(config: EngineConfig) -> dict[str, dict[str, int]]:
+    """Read heads and blocks of a local model's transformer, where its file names them so."""
+    try:
+        text = (Path(config.model_source) / "transformer" / "config.json").read_text("utf-8")
+        content: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError):
+        return {}
+    return {
+        name: {"transformer": content[name]}
+        for name in ("num_attention_heads", "num_layers")
+        if type(content.get(name)) is int
+    }
+
+
+def describe(problems: Sequence[Problem]) -> str:
+    """Give one line for each problem, as the operator reads it."""
+    return "\n".join(f"  {problem.field}: {problem.reason}" for problem in problems)

@@ -1,0 +1,121 @@
+"""The life of the service, from top to bottom: listen, load, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import structlog
+from grpc import aio
+
+from ditcast_runtime import logs
+from ditcast_runtime.engine import Engine
+from ditcast_runtime.errors import ConfigError, RuntimeFailure
+from ditcast_service import server as edge
+from ditcast_service.checks import describe
+from ditcast_service.config import ServerConfig
+from ditcast_service.encoding import encode
+from ditcast_service.health import Health
+from ditcast_service.servicer import DiffusionServicer
+
+FAILED = 1
+MISUSED = 2
+
+_LAST_WORDS_SECONDS = 5.0
+"""How long ended streams may take to reach their readers, once the engine has stopped."""
+
+_log = structlog.get_logger(__name__)
+
+Signals = asyncio.Queue[signal.Signals]
+
+
+async def live(config: ServerConfig) -> int:
+    """Serve until a signal or the end of the engine; give the exit code."""
+    json_logs = _wants_json(config)
+    logs.configure(json_logs=json_logs, level=config.log_level)
+    engine = Engine(config, encode, json_logs=json_logs, log_level=config.log_level)
+    health = Health()
+    engine.on_phase(health.follow)
+    server = edge.build(config, DiffusionServicer(engine, config), health)
+    try:
+        addresses = edge.listen(server, config.listen)
+    except ConfigError as error:
+        await engine.stop()
+        return _say(error)
+    await server.start()
+    _log.info("listening", addresses=addresses, model=config.model_id)
+    with _signals() as signals:
+        code = await _run(engine, signals, f"{config.model_id} on {', '.join(addresses)}")
+        return await _stop(engine, server, signals) or code
+
+
+async def _run(engine: Engine, signals: Signals, what: str) -> int:
+    """Load and serve until a signal; give a code where the engine ends by itself."""
+    signalled = asyncio.ensure_future(signals.get())
+    starting = asyncio.ensure_future(engine.start())
+    try:
+        await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            # Scripts wait for this line; the log goes to stderr.
+            print(f"ditcast is serving {what}", flush=True)  # noqa: T201
+            await asyncio.wait((engine.closed, signalled), return_when=asyncio.FIRST_COMPLETED)
+        if engine.closed.done():
+            engine.closed.result()
+    except ConfigError as error:
+        return _say(error)
+    except RuntimeFailure as failure:
+        _log.error("giving up", error=str(failure))
+        return FAILED
+    finally:
+        starting.cancel()
+        signalled.cancel()
+    return 0
+
+
+async def _stop(engine: Engine, server: aio.Server, signals: Signals) -> int:
+    """Refuse new work and finish what was taken; a second signal cuts it short."""
+    _log.info("stopping")
+    stopping = asyncio.ensure_future(engine.stop())
+    forced = asyncio.ensure_future(signals.get())
+    await asyncio.wait({stopping, forced}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        _log.warning("stopping at once: a second signal")
+        stopping.cancel()
+        await server.stop(None)
+        return FAILED
+    forced.cancel()
+    stopping.result()
+    await server.stop(_LAST_WORDS_SECONDS)
+    _log.info("stopped")
+    return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Signals]:
+    """Turn SIGTERM and SIGINT into entries of a queue while the context lasts."""
+    loop = asyncio.get_running_loop()
+    received: Signals = asyncio.Queue()
+    caught = (signal.SIGTERM, signal.SIGINT)
+    for number in caught:
+        loop.add_signal_handler(number, received.put_nowait, number)
+    try:
+        yield received
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+
+
+def _wants_json(config: ServerConfig) -> bool:
+    if config.log_format == "auto":
+        return not sys.stderr.isatty()
+    return config.log_format == "json"
+
+
+def _say(error: ConfigError) -> int:
+    message = f"ditcast serve cannot start:\n{describe(error.problems)}"
+    print(message, file=sys.stderr)  # noqa: T201
+    return MISUSED

@@ -1,0 +1,235 @@
+"""The one place that turns a failure into a status of gRPC with google.rpc details.
+
+The type of the failure decides; its text is only shown. Details are kept small because proxies
+limit trailers, so long reasons are shortened and what did not fit is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import NoReturn
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2 as details
+from google.rpc.status_pb2 import Status
+from grpc import aio
+
+from ditcast_runtime import errors
+from ditcast_runtime.settings import Problem
+
+DOMAIN = "ditcast"
+MAX_VIOLATIONS = 32
+MAX_STATUS_BYTES = 3000
+"""base64, as trailers carry it, makes this 4000: under the contract's 4 KiB."""
+MAX_MESSAGE_CHARACTERS = 240
+MAX_FIELD_CHARACTERS = 96
+REASON_CHARACTERS = (400, 200, 120, 80, 50, 30)
+"""Tried in turn until the details fit."""
+
+_NAMED = 2
+"""Problems that stand in the message itself, for readers who see no details."""
+
+_Pack = Callable[[int, int], Message]
+"""Make the detail with reasons of so many characters for so many problems."""
+
+
+class Unimplemented(errors.RuntimeFailure):
+    """This version does not have the RPC yet.
+
+    Attributes:
+        rpc: its name in the contract.
+    """
+
+    def __init__(self, rpc: str) -> None:
+        self.rpc = rpc
+        super().__init__(f"{rpc} is not supported by this version yet.")
+
+
+class Fault(errors.RuntimeFailure):
+    """A bug of ours in the service process.
+
+    Attributes:
+        error_id: stands in the log beside the traceback.
+    """
+
+    def __init__(self, error_id: str) -> None:
+        self.error_id = error_id
+        super().__init__(f"Internal error; see {error_id} in the server's log.")
+
+
+def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
+    """Give the status for a failure; every one carries an ErrorInfo."""
+    match failure:
+        case errors.InvalidRequest(problems=problems):
+            return _invalid(problems)
+        case errors.UnsupportedRequest(problems=problems):
+            return _unsupported(problems)
+        case errors.PipelineRefused(reason=reason):
+            violation = details.BadRequest.FieldViolation(description=_short(reason, 400))
+            refused = details.BadRequest(field_violations=[violation])
+            return _status(grpc.StatusCode.INVALID_ARGUMENT, failure, "PIPELINE_REFUSED", refused)
+        case errors.UnknownGeneration(request_id=request_id):
+            resource = _generation(request_id)
+            return _status(grpc.StatusCode.NOT_FOUND, failure, "GENERATION_NOT_FOUND", resource)
+        case errors.RequestIdReused(request_id=request_id):
+            resource = _generation(request_id)
+            return _status(grpc.StatusCode.ALREADY_EXISTS, failure, "REQUEST_ID_REUSED", resource)
+        case errors.GenerationCancelled(steps_done=steps):
+            return _status(grpc.StatusCode.CANCELLED, failure, "CANCELLED", steps_done=steps)
+        case errors.DeadlineExceeded(steps_done=steps):
+            code = grpc.StatusCode.DEADLINE_EXCEEDED
+            return _status(code, failure, "DEADLINE_EXCEEDED", steps_done=steps)
+        case Unimplemented(rpc=rpc):
+            return _status(grpc.StatusCode.UNIMPLEMENTED, failure, "NOT_IN_THIS_VERSION", rpc=rpc)
+        case _:
+            return _lacking_or_internal(failure)
+
+
+def _lacking_or_internal(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
+    """Cover what no change of the request would mend."""
+    match failure:
+        case errors.QueueFull(queue_depth=depth, capacity=capacity, retry_after=after):
+            quota = _quota("queue", f"{depth} of {capacity} places are taken")
+            code = grpc.StatusCode.RESOURCE_EXHAUSTED
+            return _status(code, failure, "QUEUE_FULL", quota, _retry(after))
+        case errors.OutOfMemory(ranks=ranks):
+            quota = _quota("memory", f"ranks {list(ranks)} ran out of memory for this request")
+            return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, failure, "OUT_OF_MEMORY", quota)
+        case errors.ReaderTimeout():
+            return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, failure, "READER_TIMEOUT")
+        case errors.NotServing(reason=reason, retry_after=after):
+            return _status(grpc.StatusCode.UNAVAILABLE, failure, reason, _retry(after))
+        case errors.RanksLost(epoch=epoch, retry_after=after):
+            code = grpc.StatusCode.UNAVAILABLE
+            return _status(code, failure, "RANKS_LOST", _retry(after), epoch=epoch)
+        case errors.NanOutput(error_id=error_id):
+            return _status(grpc.StatusCode.INTERNAL, failure, "NAN_OUTPUT", error_id=error_id)
+        case errors.PipelineFailed(error_id=error_id, step=step):
+            code = grpc.StatusCode.INTERNAL
+            return _status(code, failure, "PIPELINE_FAILED", error_id=error_id, steps_done=step)
+        case Fault(error_id=error_id):
+            return _status(grpc.StatusCode.INTERNAL, failure, "INTERNAL_ERROR", error_id=error_id)
+        case _:
+            return _status(grpc.StatusCode.INTERNAL, failure, "UNCLASSIFIED")
+
+
+async def abort(context: aio.ServicerContext[Message, Message], status: Status) -> NoReturn:
+    """End the RPC with `status` and its details; never returns normally.
+
+    Raises:
+        aio.AbortError: always, so that nothing after it runs.
+    """
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    trailer = ("grpc-status-details-bin", status.SerializeToString())
+    await context.abort(code, status.message, (trailer,))
+
+
+def _invalid(problems: Sequence[Problem]) -> Status:
+    def pack(length: int, count: int) -> Message:
+        violation = details.BadRequest.FieldViolation
+        return details.BadRequest(  # type: ignore[no-any-return]
+            field_violations=[
+                violation(
+                    field=_short(problem.field, MAX_FIELD_CHARACTERS),
+                    description=_short(problem.reason, length),
+                )
+                for problem in problems[:count]
+            ]
+        )
+
+    return _fitted(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", problems, pack)
+
+
+def _unsupported(problems: Sequence[Problem]) -> Status:
+    def pack(length: int, count: int) -> Message:
+        violation = details.PreconditionFailure.Violation
+        return details.PreconditionFailure(  # type: ignore[no-any-return]
+            violations=[
+                violation(
+                    type="UNSUPPORTED",
+                    subject=_short(problem.field, MAX_FIELD_CHARACTERS),
+                    description=_short(problem.reason, length),
+                )
+                for problem in problems[:count]
+            ]
+        )
+
+    return _fitted(grpc.StatusCode.FAILED_PRECONDITION, "UNSUPPORTED", problems, pack)
+
+
+def _fitted(code: grpc.StatusCode, reason: str, problems: Sequence[Problem], pack: _Pack) -> Status:
+    """Shorten reasons first, then leave problems out, until the status fits."""
+    most = min(len(problems), MAX_VIOLATIONS)
+    attempts = [(length, most) for length in REASON_CHARACTERS]
+    attempts += [(REASON_CHARACTERS[-1], count) for count in range(most - 1, 0, -1)]
+    for length, count in attempts:
+        status = _packed(code, reason, problems, pack(length, count), count)
+        if status.ByteSize() <= MAX_STATUS_BYTES:
+            return status
+    return status
+
+
+def _packed(
+    code: grpc.StatusCode, reason: str, problems: Sequence[Problem], detail: Message, count: int
+) -> Status:
+    left_out, rest = len(problems) - count, len(problems) - _NAMED
+    first = "; ".join(f"{problem.field}: {problem.reason}" for problem in problems[:_NAMED])
+    more = f" (and {rest} more)" if rest > 0 else ""
+    metadata = {"violations_left_out": str(left_out)} if left_out else {}
+    return _assemble(code, _short(first, MAX_MESSAGE_CHARACTERS) + more, reason, metadata, [detail])
+
+
+def _status(
+    code: grpc.StatusCode,
+    failure: errors.RuntimeFailure,
+    reason: str,
+    *extra: Message,
+    **metadata: object,
+) -> Status:
+    texts = {key: str(value) for key, value in metadata.items()}
+    return _assemble(code, _short(str(failure), MAX_MESSAGE_CHARACTERS), reason, texts, extra)
+
+
+def _assemble(
+    code: grpc.StatusCode,
+    message: str,
+    reason: str,
+    metadata: dict[str, str],
+    extra: Iterable[Message],
+) -> Status:
+    info = details.ErrorInfo(domain=DOMAIN, reason=reason, metadata=metadata)
+    packed = []
+    for message_of_detail in (info, *extra):
+        box = any_pb2.Any()
+        box.Pack(message_of_detail)
+        packed.append(box)
+    return Status(code=code.value[0], message=message, details=packed)
+
+
+def _generation(request_id: str) -> details.ResourceInfo:
+    name = _short(request_id, 128)
+    return details.ResourceInfo(resource_type="ditcast.v1.Generation", resource_name=name)
+
+
+def _quota(subject: str, description: str) -> details.QuotaFailure:
+    violation = details.QuotaFailure.Violation(
+        subject=subject, description=_short(description, 400)
+    )
+    return details.QuotaFailure(violations=[violation])
+
+
+def _retry(after: timedelta) -> details.RetryInfo:
+    info = details.RetryInfo()
+    info.retry_delay.FromTimedelta(after)
+    return info
+
+
+def _short(text: str, characters: int) -> str:
+    """Cut `text` to at most so many bytes of UTF-8, with an ellipsis for what is gone."""
+    data = text.encode("utf-8", errors="replace")
+    if len(data) <= characters:
+        return data.decode()
+    return data[: characters - 3].decode(errors="ignore") + "..."

@@ -1,0 +1,131 @@
+"""What is asked for, out of a GenerateRequest; and how a request is told from another.
+
+Reading never stops at the first thing that cannot be: `validation` adds its own findings to those
+made here. What a later version brings is refused here, by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from google.protobuf.message import Message
+
+from ditcast.v1 import diffusion_service_pb2 as service_pb
+from ditcast.v1 import generation_pb2 as pb
+from ditcast_runtime.generation import KeywordValue, OutputFormat, OutputOptions, Request
+from ditcast_runtime.settings import CacheSettings, Problem
+from ditcast_service.translate.acceleration import cache_from_proto
+from ditcast_service.translate.values import from_value, seconds_of, to_word
+
+LATER = "it is not supported by this version yet"
+"""Reason of every field whose feature is still to come."""
+
+_LOSSY = (OutputFormat.JPEG, OutputFormat.WEBP)
+_LATER_FORMATS = ("mp4", "latent_safetensors")
+
+
+def request_from_proto(
+    message: service_pb.GenerateRequest,
+) -> tuple[Request, list[Problem]]:
+    """Read a request, and find what has no place in the domain."""
+    problems = _later(message)
+    request = Request(
+        prompt=message.prompt,
+        negative_prompt=_optional(message, "negative_prompt"),
+        width=_optional(message, "width"),
+        height=_optional(message, "height"),
+        num_inference_steps=_optional(message, "num_inference_steps"),
+        guidance_scale=_optional(message, "guidance_scale"),
+        true_cfg_scale=_optional(message, "true_cfg_scale"),
+        seed=_optional(message, "seed"),
+        num_images=message.num_images,
+        sigmas=tuple(message.sigmas),
+        pipeline_kwargs=_keywords(message, problems),
+        output=_output(message.output, problems),
+        cache=_cache(message, problems),
+        timeout=_timeout(message, problems),
+    )
+    return request, problems
+
+
+def digest(message: service_pb.GenerateRequest) -> bytes:
+    """Give what two requests share that ask for the same: SHA-256 without id and progress."""
+    content = service_pb.GenerateRequest()
+    content.CopyFrom(message)
+    content.ClearField("request_id")
+    content.ClearField("progress")
+    return hashlib.sha256(content.SerializeToString(deterministic=True)).digest()
+
+
+def _optional(message: Message, name: str) -> Any:  # noqa: ANN401 (the field's own type)
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def _later(message: service_pb.GenerateRequest) -> list[Problem]:
+    """Refuse what only a later version can do."""
+    asked = {
+        "images": bool(message.images),
+        "num_frames": message.HasField("num_frames"),
+        "fps": message.HasField("fps"),
+        "progress.preview_every_n_steps": message.progress.preview_every_n_steps != 0,
+        "progress.preview_max_side": message.progress.HasField("preview_max_side"),
+        "on_disconnect": message.on_disconnect
+        not in (pb.DISCONNECT_POLICY_UNSPECIFIED, pb.DISCONNECT_POLICY_CANCEL),
+        "reattach_window": message.HasField("reattach_window")
+        and seconds_of(message.reattach_window) != 0,
+        "priority": message.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL),
+    }
+    return [Problem(name, LATER) for name, wanted in asked.items() if wanted]
+
+
+def _output(message: pb.OutputOptions, problems: list[Problem]) -> OutputOptions:
+    try:
+        word = to_word(pb.OutputFormat.DESCRIPTOR, message.format) or OutputFormat.PNG
+    except KeyError:
+        reason = f"this version knows no format {message.format}"
+        problems.append(Problem("output.format", reason))
+        return OutputOptions()
+    if word in _LATER_FORMATS:
+        problems.append(Problem("output.format", f"{word}: {LATER}"))
+        return OutputOptions()
+    chosen = OutputFormat(word)
+    if not message.HasField("quality"):
+        return OutputOptions(format=chosen)
+    if chosen not in _LOSSY:
+        problems.append(Problem("output.quality", f"{chosen} has none: only jpeg and webp have"))
+    elif not 1 <= message.quality <= 100:  # noqa: PLR2004 (the contract's range)
+        reason = f"{message.quality} is out of range: 1 to 100"
+        problems.append(Problem("output.quality", reason))
+    return OutputOptions(format=chosen, quality=message.quality)
+
+
+def _cache(message: service_pb.GenerateRequest, problems: list[Problem]) -> CacheSettings | None:
+    if not message.HasField("cache"):
+        return None
+    try:
+        return cache_from_proto(message.cache)
+    except ValueError as error:
+        problems.append(Problem("cache", str(error)))
+        return None
+
+
+def _timeout(message: service_pb.GenerateRequest, problems: list[Problem]) -> float | None:
+    if not message.HasField("timeout"):
+        return None
+    seconds = seconds_of(message.timeout)
+    if seconds <= 0:
+        problems.append(Problem("timeout", f"{seconds:g} s is out of range: over 0"))
+    return seconds
+
+
+def _keywords(
+    message: service_pb.GenerateRequest, problems: list[Problem]
+) -> dict[str, KeywordValue]:
+    values: dict[str, KeywordValue] = {}
+    for name in sorted(message.pipeline_kwargs.fields):
+        try:
+            values[name] = from_value(message.pipeline_kwargs.fields[name])
+        except ValueError as error:
+            problems.append(Problem(f"pipeline_kwargs.{name}", str(error)))
+    return values
