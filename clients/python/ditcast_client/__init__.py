@@ -1,1 +1,66 @@
-"""Clients of a ditcast server, and the `ditcast` command. Needs the contract, and never torch."""
+"""Client of ditcast, a gRPC service for diffusers pipelines accelerated by cache-dit.
+
+    async with Client("127.0.0.1:50051") as client:
+        result = await client.generate(prompt="a red cup", width=128, height=128).result()
+        result.outputs[0].save("cup.png")
+
+`Client` is asynchronous, `BlockingClient` the same for callers without an event loop. Messages are
+those of the contract, `ditcast.v1`. Importing this package imports neither torch nor the server.
+"""
+
+from ditcast.v1.diffusion_service_pb2 import GenerateRequest
+from ditcast_client.blocking import BlockingClient, BlockingGeneration
+from ditcast_client.client import Client
+from ditcast_client.errors import (
+    Aborted,
+    AlreadyExists,
+    Cancelled,
+    DataLoss,
+    DeadlineExceeded,
+    DigestMismatch,
+    DitcastError,
+    FailedPrecondition,
+    FieldViolation,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    PreconditionViolation,
+    ResourceExhausted,
+    TransportBroken,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from ditcast_client.generation import Generation
+from ditcast_client.outputs import Output
+from ditcast_client.result import Result
+
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "BlockingClient",
+    "BlockingGeneration",
+    "Cancelled",
+    "Client",
+    "DataLoss",
+    "DeadlineExceeded",
+    "DigestMismatch",
+    "DitcastError",
+    "FailedPrecondition",
+    "FieldViolation",
+    "GenerateRequest",
+    "Generation",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "Output",
+    "PermissionDenied",
+    "PreconditionViolation",
+    "ResourceExhausted",
+    "Result",
+    "TransportBroken",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+]

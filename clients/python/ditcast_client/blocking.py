@@ -1,0 +1,151 @@
+"""The blocking client: a thin façade over the asynchronous one, whose loop runs in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from ditcast.v1.acceleration_pb2 import Configuration
+from ditcast.v1.capabilities_pb2 import Capabilities
+from ditcast.v1.diffusion_service_pb2 import GenerateRequest
+from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState
+from ditcast_client.client import Client
+from ditcast_client.fields import GenerateFields
+from ditcast_client.generation import Generation
+from ditcast_client.result import Result
+
+_Value = TypeVar("_Value")
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, and the way for other threads to run things on it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="ditcast-client", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[object, object, _Value]) -> _Value:
+        """Run a coroutine to its end; an interrupt of the waiting thread cancels it."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def stop(self) -> None:
+        """Stop the loop and wait for its thread."""
+        self.run(self._loop.shutdown_asyncgens())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class BlockingGeneration:
+    """A generation for callers without an event loop; see `Generation`."""
+
+    def __init__(self, generation: Generation, loop: _LoopThread) -> None:
+        self.request_id = generation.request_id
+        self._generation = generation
+        self._loop = loop
+
+    def __iter__(self) -> Iterator[GenerationEvent]:
+        """Watch the events; leaving early cancels the generation."""
+        events = aiter(self._generation)
+        try:
+            while (event := self._loop.run(_next(events))) is not None:
+                yield event
+        finally:
+            self.close()
+
+    def result(self) -> Result:
+        """Wait for the end and give the result."""
+        return self._loop.run(self._generation.result())
+
+    def cancel(self) -> GenerationState.ValueType:
+        """Cancel the generation and give the state that the cancel met."""
+        return self._loop.run(self._generation.cancel())
+
+    def close(self) -> None:
+        """Leave the generation: cancel it, unless it has ended."""
+        self._loop.run(self._generation.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class BlockingClient:
+    """Talks to one server, from any thread; see `Client` for the arguments and the errors."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout: timedelta = timedelta(seconds=30),
+    ) -> None:
+        self._client = Client(address, credentials=credentials, timeout=timeout)
+        self._loop = _LoopThread()
+
+    def generate(
+        self, request: GenerateRequest | None = None, **fields: Unpack[GenerateFields]
+    ) -> BlockingGeneration:
+        """Give the generation for a request, or for its fields as keyword arguments."""
+        return BlockingGeneration(
+            self._loop.run(_on_loop(self._client, request, fields)), self._loop
+        )
+
+    def cancel(self, request_id: str) -> GenerationState.ValueType:
+        """Cancel a generation and give the state that the cancel met."""
+        return self._loop.run(self._client.cancel(request_id))
+
+    def capabilities(self) -> Capabilities:
+        """Ask what the loaded pipeline accepts."""
+        return self._loop.run(self._client.capabilities())
+
+    def configuration(self) -> Configuration:
+        """Ask for the current configuration, with every default filled in."""
+        return self._loop.run(self._client.configuration())
+
+    def close(self) -> None:
+        """Leave what still runs, close the channel and end the thread."""
+        self._loop.run(self._client.close())
+        self._loop.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+async def _next(events: AsyncIterator[GenerationEvent]) -> GenerationEvent | None:
+    return await anext(events, None)
+
+
+async def _on_loop(
+    client: Client, request: GenerateRequest | None, fields: GenerateFields
+) -> Generation:
+    # A channel takes the running loop for its own, so the first use must be on the client's.
+    return client.generate(request, **fields)

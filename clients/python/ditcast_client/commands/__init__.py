@@ -1,0 +1,15 @@
+"""The client's own commands, by name."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from ditcast_client.commands.cancel import Cancel
+from ditcast_client.commands.command import Command
+from ditcast_client.commands.generate import Generate
+from ditcast_client.commands.info import Info
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "generate": Generate(),
+    "info": Info(),
+    "cancel": Cancel(),
+}

@@ -1,0 +1,168 @@
+"""`ditcast generate`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from google.protobuf import json_format
+
+from ditcast.v1.acceleration_pb2 import CacheConfig
+from ditcast.v1.diffusion_service_pb2 import GenerateRequest
+from ditcast.v1.generation_pb2 import OutputFormat, OutputOptions, Priority
+from ditcast_client import exits
+from ditcast_client.client import Client
+from ditcast_client.commands.command import UsageError, add_address
+from ditcast_client.commands.output_files import FORMATS, resolve, save
+from ditcast_client.fields import GenerateFields, request_from
+from ditcast_client.interrupt import cancelling_on_interrupt
+from ditcast_client.result import Result
+from ditcast_client.views import View, choose_view
+
+_PRIORITIES: Final = {
+    "low": Priority.PRIORITY_LOW,
+    "normal": Priority.PRIORITY_NORMAL,
+    "high": Priority.PRIORITY_HIGH,
+}
+_PLAIN_FIELDS: Final = (
+    "request_id",
+    "negative_prompt",
+    "width",
+    "height",
+    "num_inference_steps",
+    "guidance_scale",
+    "true_cfg_scale",
+    "seed",
+    "num_images",
+    "sigmas",
+)
+"""Options that are fields of the request as they are; None: left to the server."""
+
+
+class Generate:
+    """Generate from a prompt, with a live progress bar, and write the outputs to files."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("prompt", help="what is to be seen")
+        _add_output(parser)
+        _add_request(parser)
+        add_address(parser)
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Generate, write and report."""
+        path, form = resolve(options.output, options.format)
+        request = build_request(options, form)
+        view = choose_view(options.address, as_json=options.json)
+        with view:
+            result = asyncio.run(_generate(options.address, request, view))
+            view.finish(result, _save(result, path))
+        return exits.DONE
+
+
+def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> GenerateRequest:
+    """Build the request that the options ask for.
+
+    Raises:
+        UsageError: A value is not what its option takes.
+    """
+    fields = GenerateFields(
+        prompt=options.prompt,
+        output=OutputOptions(format=form, quality=options.quality),
+        validate_only=options.validate_only,
+        priority=_PRIORITIES[options.priority],
+    )
+    for name in _PLAIN_FIELDS:
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    if options.timeout is not None:
+        fields["timeout"] = timedelta(seconds=options.timeout)
+    if options.pipeline_kwargs is not None:
+        fields["pipeline_kwargs"] = _json_object(options.pipeline_kwargs)
+    if options.cache is not None:
+        fields["cache"] = _read_cache(options.cache)
+    try:
+        return request_from(fields)
+    except (TypeError, ValueError) as err:
+        raise UsageError(str(err)) from err
+
+
+async def _generate(address: str, request: GenerateRequest, view: View) -> Result:
+    async with Client(address) as client, client.generate(request) as generation:
+        with cancelling_on_interrupt(generation):
+            async for event in generation:
+                view.show(event)
+        return await generation.result()
+
+
+def _save(result: Result, path: Path) -> list[Path]:
+    try:
+        return save(result.outputs, path)
+    except OSError as err:
+        raise UsageError(f"cannot write {err.filename}: {err.strerror}") from err
+
+
+def _json_object(text: str) -> dict[str, object]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as err:
+        raise UsageError(f"--pipeline-kwargs is not JSON: {err}") from err
+    if not isinstance(value, dict):
+        raise UsageError("--pipeline-kwargs must be a JSON object")
+    return value
+
+
+def _read_cache(path: Path) -> CacheConfig:
+    try:
+        return json_format.Parse(path.read_bytes(), CacheConfig())
+    except OSError as err:
+        raise UsageError(f"cannot read {path}: {err.strerror}") from err
+    except (json_format.ParseError, UnicodeDecodeError) as err:
+        raise UsageError(f"{path} is not a CacheConfig in JSON: {err}") from err
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write, replaced if there; several outputs become FILE-0, FILE-1, ... "
+        "before its ending (default: out.png)",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="form (default: by the file's ending)")
+    parser.add_argument("--quality", type=int, help="of jpeg and webp, 1 to 100")
+    parser.add_argument("--json", action="store_true", help="print one event a line, as JSON")
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """Declare what the request says; whatever is left out, the server decides."""
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what is not to be seen")
+    parser.add_argument("--width", type=int, metavar="PIXELS")
+    parser.add_argument("--height", type=int, metavar="PIXELS")
+    parser.add_argument("--steps", type=int, dest="num_inference_steps", metavar="N")
+    parser.add_argument("--guidance-scale", type=float, metavar="X")
+    parser.add_argument("--true-cfg-scale", type=float, metavar="X")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the first output")
+    parser.add_argument("--num-images", type=int, metavar="N")
+    parser.add_argument("--sigmas", type=_numbers, metavar="X,X,...", help="noise levels, falling")
+    parser.add_argument(
+        "--pipeline-kwargs", metavar="JSON", help="further arguments of the pipeline, an object"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="FILE", help="CacheConfig for this request alone, as JSON"
+    )
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="its time limit")
+    parser.add_argument("--priority", choices=_PRIORITIES, default="normal")
+    parser.add_argument("--request-id", metavar="ID", help="idempotency key (default: a new one)")
+    parser.add_argument(
+        "--validate-only", action="store_true", help="check and resolve, generate nothing"
+    )

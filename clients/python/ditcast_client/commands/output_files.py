@@ -1,0 +1,57 @@
+"""Where `ditcast generate` writes: forms by ending of the file's name, and names for several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from ditcast.v1.generation_pb2 import OutputFormat
+from ditcast_client.commands.command import UsageError
+from ditcast_client.outputs import Output
+
+FORMATS: Final = {
+    "png": OutputFormat.OUTPUT_FORMAT_PNG,
+    "jpeg": OutputFormat.OUTPUT_FORMAT_JPEG,
+    "webp": OutputFormat.OUTPUT_FORMAT_WEBP,
+    "mp4": OutputFormat.OUTPUT_FORMAT_MP4,
+    "raw-rgb8": OutputFormat.OUTPUT_FORMAT_RAW_RGB8,
+    "latent-safetensors": OutputFormat.OUTPUT_FORMAT_LATENT_SAFETENSORS,
+}
+_ENDINGS: Final = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".mp4": "mp4",
+    ".rgb": "raw-rgb8",
+    ".safetensors": "latent-safetensors",
+}
+
+
+def resolve(path: Path | None, name: str | None) -> tuple[Path, OutputFormat.ValueType]:
+    """Settle where to write and in what form; one follows from the other.
+
+    Raises:
+        UsageError: The ending names no form, or the place cannot be written to.
+    """
+    if path is None:
+        name = name or "png"
+        path = Path("out" + next(ending for ending, form in _ENDINGS.items() if form == name))
+    name = name or _ENDINGS.get(path.suffix.lower())
+    if name is None:
+        raise UsageError(f"{path}: no form has this ending; use --format, or {' '.join(_ENDINGS)}")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UsageError(f"cannot write to {path.parent}: {err.strerror}") from err
+    return path, FORMATS[name]
+
+
+def save(outputs: Sequence[Output], path: Path) -> list[Path]:
+    """Write the outputs: one under the name itself, several as name-0, name-1 and so on."""
+    if len(outputs) == 1:
+        return [outputs[0].save(path)]
+    return [output.save(path.with_stem(f"{path.stem}-{output.output_index}")) for output in outputs]

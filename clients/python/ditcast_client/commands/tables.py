@@ -1,0 +1,125 @@
+"""The tables of `ditcast info`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ditcast.v1.acceleration_pb2 import Configuration
+from ditcast.v1.capabilities_pb2 import (
+    Capabilities,
+    IntegerRange,
+    Limits,
+    Parameter,
+    ParameterType,
+)
+from ditcast.v1.generation_pb2 import OutputFormat
+from ditcast_client.report import Row, duration_text, rows_of
+
+_PIPE_COLUMNS: Final = 120
+"""Width of tables on a pipe, which has none of its own."""
+
+
+def print_tables(capabilities: Capabilities, configuration: Configuration) -> None:
+    """Print all that there is to know about a server."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_COLUMNS
+    accepted = ("name", "type", "default", "range", "given in")
+    for table in (
+        _table("Server", ("", ""), _server_rows(capabilities)),
+        _table("Parameters", accepted, _parameters(capabilities)),
+        _table("Limits", ("", ""), _limits(capabilities.limits)),
+        _table("Acceleration", ("kind", "name", "possible"), _acceleration(capabilities)),
+        _table(
+            f"Configuration, revision {configuration.revision}", ("", ""), rows_of(configuration)
+        ),
+    ):
+        console.print(table)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        show_header=any(columns),
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _server_rows(capabilities: Capabilities) -> Iterator[Row]:
+    model = capabilities.model
+    yield "model", f"{model.id} {model.revision}".rstrip()
+    yield "pipeline", f"{model.pipeline_class}, {capabilities.scheduler_class}, {model.dtype}"
+    yield "weights", model.weights_digest
+    yield "ranks", f"{capabilities.world_size} on {capabilities.device}"
+    yield (
+        "versions",
+        f"server {capabilities.server_version}, contract {capabilities.contract_version}",
+    )
+    for name, version in sorted(capabilities.library_versions.items()):
+        yield "library", f"{name} {version}"
+    yield "outputs", ", ".join(map(_format_word, capabilities.output_formats))
+    for facts in capabilities.transformers:
+        shape = f"{facts.num_blocks} blocks, {facts.num_heads} heads"
+        yield facts.name, f"{facts.class_name}, {shape}"
+    yield "cancel", "at the next step" if capabilities.cancellable else "only at the end"
+    for stage in capabilities.uninterruptible_stages:
+        yield "", f"{stage.name}: {stage.description}"
+
+
+def _parameters(capabilities: Capabilities) -> Iterator[tuple[str, ...]]:
+    for parameter in capabilities.parameters:
+        word = ParameterType.Name(parameter.type).removeprefix("PARAMETER_TYPE_").lower()
+        place = "pipeline_kwargs" if parameter.in_pipeline_kwargs else "request"
+        yield parameter.name, word, _default(parameter), _range(parameter), place
+
+
+def _default(parameter: Parameter) -> str:
+    if parameter.required:
+        return "required"
+    if not parameter.HasField("default"):
+        return ""
+    return json.dumps(MessageToDict(parameter.default), ensure_ascii=False)
+
+
+def _range(parameter: Parameter) -> str:
+    least = f"{parameter.minimum:g}" if parameter.HasField("minimum") else ""
+    most = f"{parameter.maximum:g}" if parameter.HasField("maximum") else ""
+    return f"{least} to {most}" if least or most else ""
+
+
+def _limits(limits: Limits) -> Iterator[Row]:
+    for field, value in limits.ListFields():
+        match value:
+            case IntegerRange():
+                yield field.name, f"{value.minimum} to {value.maximum}"
+            case Duration():
+                yield field.name, duration_text(value)
+            case _:
+                yield field.name, str(value)
+
+
+def _acceleration(capabilities: Capabilities) -> Iterator[tuple[str, ...]]:
+    for method in capabilities.cache_methods:
+        yield "cache", method.name, "yes" if method.possible else f"no: {method.reason}"
+    for mode in capabilities.parallel_modes:
+        yield "parallel", mode.name, "yes" if mode.possible else f"no: {mode.reason}"
+
+
+def _format_word(value: OutputFormat.ValueType) -> str:
+    return OutputFormat.Name(value).removeprefix("OUTPUT_FORMAT_").lower().replace("_", "-")
