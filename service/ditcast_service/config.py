@@ -42,9 +42,7 @@ class ServerConfig(EngineConfig):
 FIELDS = fields_of(ServerConfig, without=frozenset({"acceleration"}))
 _BY_NAME = {field.name: field for field in FIELDS}
 
-CLIENT_VARIABLES = frozenset(
-    {"DITCAST_TARGET", "DITCAST_SERVER", "DITCAST_ADDRESS", "DITCAST_TOKEN"}
-)
+CLIENT_VARIABLES = frozenset({"DITCAST_ADDRESS"})
 """Variables with the same prefix that are the client's and not ours to judge."""
 
 
@@ -122,6 +120,9 @@ def _from_flags(
         return {}, None
     known = [option for field in FIELDS for option in (field.flag, f"--no-{field.flag[2:]}")]
     for argument in unknown:
+        # What follows an unknown flag is likely its value, and says nothing more.
+        if not argument.startswith("-") and unknown[0] != argument:
+            continue
         name = argument.partition("=")[0]
         problems.append(
             Problem(name, f"there is no such flag{nearest(name, [*known, '--config'])}")
