@@ -6,7 +6,7 @@ installed is only known to the ranks.
 
 from __future__ import annotations
 
-from ditcast_runtime.settings.problems import Problem, nearest
+from ditcast_runtime.settings.problems import Problem, nearest, shown
 
 CACHE_DIT_ATTENTION = (
     "native", "flash", "flash_varlen", "sage", "sage3", "_flash_3", "_sdpa_cudnn", "ffpa",
@@ -47,7 +47,7 @@ def check_attention_backend(
     if name is None:
         return ()
     if name not in known:
-        reason = f"{name!r} is no attention implementation{nearest(name, known)}"
+        reason = f"{shown(name)} is no attention implementation{nearest(name, known)}"
         return (Problem(prefix, reason),)
     if context_parallel and name not in CACHE_DIT_ATTENTION:
         reason = f"{name} does not work with context parallelism: use one of cache-dit's own"

@@ -33,7 +33,7 @@ from ditcast_runtime.settings.parallelism import (
     ParallelismSettings,
     shared_options,
 )
-from ditcast_runtime.settings.problems import INT32_MAX, Problem, SettingsError
+from ditcast_runtime.settings.problems import INT32_MAX, Problem, SettingsError, shown
 from ditcast_runtime.settings.quantize import QuantizeSettings, quantize_options
 from ditcast_runtime.settings.quantize_file import read_quantize
 from ditcast_runtime.settings.reading import (
@@ -190,7 +190,9 @@ def _read_method(section: Section, problems: list[Problem]) -> type[DBCache | DB
         return DBCache
     cls = METHODS.get(entry.value) if isinstance(entry.value, str) else None
     if cls is None:
-        problems.append(Problem(entry.place, f"{entry.value!r} is none of {', '.join(METHODS)}"))
+        problems.append(
+            Problem(entry.place, f"{shown(entry.value)} is none of {', '.join(METHODS)}")
+        )
         return DBPrune  # knows every option, so that no further problem is made up
     return cls
 
@@ -265,7 +267,7 @@ def _move(
             continue
         other = target.setdefault(key, entry)
         if other.value != entry.value:
-            reason = f"it contradicts {other.place}, which is {other.value!r}"
+            reason = f"it contradicts {other.place}, which is {shown(other.value)}"
             problems.append(Problem(entry.place, reason))
 
 
@@ -293,7 +295,7 @@ def _read_degree(entry: Entry, problems: list[Problem]) -> int:
         return AUTO_DEGREE
     if type(value) is int and 1 <= value <= INT32_MAX:
         return value
-    reason = f"{value!r} is no degree: it must be a whole number from 1, or auto"
+    reason = f"{shown(value)} is no degree: it must be a whole number from 1, or auto"
     problems.append(Problem(entry.place, reason))
     return 1
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ditcast_runtime.settings.attention import check_attention_backend
-from ditcast_runtime.settings.problems import Findings, Problem, one_per_field
+from ditcast_runtime.settings.problems import Findings, Problem, one_per_field, shown
 
 AUTO_DEGREE: Final = 0
 """A degree that takes what the world size leaves after the others: cache-dit's "auto"."""
@@ -225,7 +225,9 @@ def _can_pad(heads: int, ulysses: int) -> bool:
 def _check_modes(settings: ParallelismSettings, findings: Findings, *, accelerator: bool) -> None:
     """Check backend, flags and the ring against the degrees and the machine."""
     if settings.backend.upper() not in (wanted := _backends(settings)):
-        findings.refuse("backend", f"{settings.backend!r} does not fit: {' or '.join(wanted)} does")
+        findings.refuse(
+            "backend", f"{shown(settings.backend)} does not fit: {' or '.join(wanted)} does"
+        )
     for flag in ("ulysses_anything", "ulysses_float8", "ulysses_async"):
         if getattr(settings, flag) and settings.ulysses_degree == 1 and settings.world_size > 1:
             findings.refuse(flag, "it needs a ulysses_degree greater than 1")
@@ -263,7 +265,7 @@ def _check_modules(
         if not EXTRA_MODULES.fullmatch(name):
             findings.refuse(
                 "extra_parallel_modules",
-                f"{name!r} is none of text_encoder, vae, controlnet and their kin",
+                f"{shown(name)} is none of text_encoder, vae, controlnet and their kin",
             )
         elif components is not None and name not in components:
             findings.refuse("extra_parallel_modules", f"this pipeline has no {name}", "unsupported")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -52,6 +53,13 @@ class SettingsError(ValueError):
         super().__init__("\n".join(f"{source}: {line}" if source else line for line in lines))
 
 
+def shown(value: object) -> str:
+    """Give a value as it can stand in a message: cut short, whatever a caller sent."""
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else reprlib.repr(value)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Give `; did you mean x?` for the known name closest to a wrong one, else nothing."""
     by_lower = {candidate.lower(): candidate for candidate in known}
@@ -85,7 +93,7 @@ class Findings:
         if value is None or (type(value) is int and low <= value <= high):
             return True
         bounds = f"at least {low}" if high >= INT32_MAX and value < low else f"{low} to {high}"
-        self.refuse(name, f"{value!r} is out of range: it must be {bounds}")
+        self.refuse(name, f"{shown(value)} is out of range: it must be {bounds}")
         return False
 
     def real(
@@ -114,5 +122,7 @@ class Findings:
         """Check a word against the words that cache-dit knows."""
         if value in allowed:
             return True
-        self.refuse(name, f"{value!r} is none of {', '.join(allowed)}{nearest(value, allowed)}")
+        self.refuse(
+            name, f"{shown(value)} is none of {', '.join(allowed)}{nearest(value, allowed)}"
+        )
         return False

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ditcast_runtime.settings.problems import INT64_MAX, Findings, Problem, one_per_field
+from ditcast_runtime.settings.problems import INT64_MAX, Findings, Problem, one_per_field, shown
 
 QUANTIZE_BACKENDS = ("AUTO", "TORCHAO", "CACHE_DIT")
 _BACKEND_ALIASES = {"ao": "TORCHAO", "cache-dit": "CACHE_DIT", "cachedit": "CACHE_DIT"}
@@ -230,7 +230,7 @@ def _check_kind(
             "unsupported",
         )
     if name == ("TORCHAO" if svdq else "CACHE_DIT"):
-        findings.refuse("backend", f"{backend} cannot do {kind}")
+        findings.refuse("backend", f"{name} cannot do {shown(kind)}")
     if svdq and plan:
         findings.refuse("precision_plan", "the svdq types know no plan by layers")
     for _, planned in plan:
@@ -245,7 +245,7 @@ def _check_svdq(findings: Findings, kind: str, options: SvdqKwargs | None) -> No
     if options is None:
         return
     if not kind.lower().startswith("svdq"):
-        findings.refuse("svdq_kwargs", f"{kind} takes none: they belong to the svdq types")
+        findings.refuse("svdq_kwargs", f"{shown(kind)} takes none: they belong to the svdq types")
     inner = Findings(f"{findings.prefix}.svdq_kwargs")
     _check_svdq_words(inner, kind, options)
     for name in ("transfer_buckets", "persistent_bins", "max_copy_streams", "few_shot_steps"):

@@ -12,7 +12,7 @@ from typing import TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from ditcast_runtime.settings.problems import INT64_MAX, Problem, nearest
+from ditcast_runtime.settings.problems import INT64_MAX, Problem, nearest, shown
 
 T = TypeVar("T")
 
@@ -130,6 +130,4 @@ def _explain(value: object, reason: str) -> str:
 
 def _kind(value: object) -> str:
     """Name a value's kind in the words of YAML and JSON."""
-    if isinstance(value, list | tuple):
-        return "a list"
-    return "text" if isinstance(value, str) else f"{value!r}"
+    return "text" if isinstance(value, str) else shown(value)
