@@ -159,7 +159,7 @@ def _options(
         value = getattr(settings, field.name)
         if field.name == skip or (value is None and field.default is None):
             continue
-        if field.name == "precision_plan":
+        if field.name == "precision_plan" and value is not None:
             value = dict(value)
         elif isinstance(value, tuple):
             value = list(value)
