@@ -1,1 +1,1 @@
-"""The engine: runs one accelerated pipeline on one or many ranks; knows neither gRPC nor protobuf."""
+"""The engine: one accelerated pipeline on one or many ranks; knows neither gRPC nor protobuf."""

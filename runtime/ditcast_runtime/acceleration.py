@@ -92,7 +92,9 @@ class Accelerator:
         with _accelerator_on_cpu(self._device):
             cache_dit.enable_cache(self._pipe, **options)
 
-    def switch(self, settings: CacheSettings, num_inference_steps: int, two_passes: bool) -> None:
+    def switch(
+        self, settings: CacheSettings, num_inference_steps: int, *, two_passes: bool
+    ) -> None:
         """Make the pipeline hold `settings`; nothing happens if it verifiably does.
 
         Raises:
@@ -118,7 +120,7 @@ class Accelerator:
         self._held = wanted
 
     def decisions(self) -> tuple[TransformerDecision, ...]:
-        """Say what the cache did in the step that just ended, for each block list that took part."""
+        """Say what the cache did in the step that just ended, for each block list that ran."""
         contexts = self._contexts()
         if contexts is None:
             cfg = CacheDecision.COMPUTED if self._two_passes else None
@@ -210,7 +212,7 @@ def _residual_diff(diffs: dict[str, Any], step: str) -> float | None:
 
 
 def _find_block_lists(pipe: Any) -> tuple[BlockList, ...]:
-    """List the blocks that cache-dit's registry knows of this pipeline; none if it does not know it."""
+    """List the blocks that cache-dit's registry knows of this pipeline, if it knows it."""
     if not BlockAdapterRegister.is_supported(pipe):
         return ()
     adapter = BlockAdapter.normalize(BlockAdapterRegister.get_adapter(pipe), unique=False)
@@ -277,8 +279,8 @@ def _accelerator_on_cpu(device: torch.device) -> Iterator[None]:
         yield
         return
     original = torch.accelerator.current_accelerator
-    torch.accelerator.current_accelerator = lambda *_, **__: torch.device("cpu")  # type: ignore[assignment]
+    torch.accelerator.current_accelerator = lambda *_, **__: torch.device("cpu")
     try:
         yield
     finally:
-        torch.accelerator.current_accelerator = original  # type: ignore[assignment]
+        torch.accelerator.current_accelerator = original

@@ -17,12 +17,12 @@ import torch.distributed as dist
 from ditcast_runtime.messages import Broadcast
 
 _WITHIN_ONE_BROADCAST = 16 * 2**10
-"""Bytes that the first broadcast carries: enough for nearly every command, so that it is the only one."""
+"""Bytes that the first broadcast carries: enough for nearly every command to need no second."""
 
 _HEADER = 8
 
 _IDLE_TIMEOUT = timedelta(days=365)
-"""An idle rank waits in a broadcast for the next command; the service, not gloo, ends a stuck one."""
+"""An idle rank waits in a broadcast for its next command; the service ends a stuck one."""
 
 
 class Ballot(enum.IntEnum):
@@ -50,7 +50,7 @@ class ControlGroup:
         self._group = (
             dist.new_group(backend="gloo", timeout=_IDLE_TIMEOUT) if world_size > 1 else None
         )
-        self._decoder = msgspec.msgpack.Decoder(Broadcast)
+        self._decoder: msgspec.msgpack.Decoder[Broadcast] = msgspec.msgpack.Decoder(Broadcast)
         self._ballot = torch.zeros(1, dtype=torch.int64)
 
     def broadcast(self, message: Broadcast | None) -> Broadcast:

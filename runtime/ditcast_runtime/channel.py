@@ -69,7 +69,7 @@ class RankChannel:
         self._lock = threading.Lock()
         self._frames = FrameBuffer()
         self._waiting: list[bytes] = []
-        self._decoder = msgspec.msgpack.Decoder(Command)
+        self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
     def send(self, message: Report, descriptor: int | None = None) -> None:
         """Send one report; a descriptor is duplicated into the service by the kernel."""
@@ -106,13 +106,13 @@ class ServiceChannel:
         on_report: Callable[[Report, int | None], None],
         on_closed: Callable[[str], None],
     ) -> None:
-        end.setblocking(False)
+        end.settimeout(0)
         self._socket = end
         self._on_report = on_report
         self._on_closed = on_closed
         self._frames = FrameBuffer()
         self._descriptors: list[int] = []
-        self._decoder = msgspec.msgpack.Decoder(Report)
+        self._decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
         self._outgoing = bytearray()
         self._loop = asyncio.get_running_loop()
         self._open = True
@@ -156,10 +156,7 @@ class ServiceChannel:
 
     def _read(self) -> None:
         try:
-            data = self._receive()
-            if not data:
-                raise ChannelClosed("end of file")
-            payloads = self._frames.feed(data)
+            payloads = self._frames.feed(self._receive())
             reports = [self._decoder.decode(payload) for payload in payloads]
         except BlockingIOError:
             return
@@ -180,4 +177,6 @@ class ServiceChannel:
                 descriptors = array.array("i")
                 descriptors.frombytes(content[: len(content) - len(content) % size])
                 self._descriptors += descriptors
+        if not data:
+            raise ChannelClosed("end of file")
         return data

@@ -49,7 +49,7 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """The engine's settings. Times are in seconds, sizes in bytes unless the name says otherwise."""
+    """The engine's settings. Times are in seconds, sizes in bytes unless the name says more."""
 
     model: str = ""
     """A folder, or the id of a model on a hub. Empty: the embedded starter model."""
@@ -100,7 +100,7 @@ class EngineConfig:
     vote_timeout: float = 5.0
     """How long the other ranks may take to arrive after the first rank failed."""
     alive_timeout: float = 30.0
-    """Longest silence of a rank: each sends a sign of life every second from a thread of its own."""
+    """Longest silence of a rank: each gives a sign of life every second, from its own thread."""
     shutdown_timeout: float = 5.0
     """How long idle ranks may take to leave before they are killed."""
     grace: float = 30.0

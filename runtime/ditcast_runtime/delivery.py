@@ -1,4 +1,4 @@
-"""From pixels to events: encode, hash, cut into chunks, complete; beside the next generation's run."""
+"""From pixels to events: encode, hash, cut into chunks, complete; while the ranks run the next."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ class Order:
 
     generation: Generation
     run: RunRecord
+    output: ReceivedOutput
     receipt: Callable[[tuple[OutputDigest, ...]], Receipt]
     succeeded: Callable[[Generation, int], None]
     failed: Callable[[Generation, RuntimeFailure], None]
@@ -92,7 +93,7 @@ class Delivery:
             digests = await self._encode_all(order)
         except Exception as error:  # whatever an encoder raises must end this generation alone
             error_id = uuid.uuid4().hex
-            log.error("encoding failed", error_id=error_id, exc_info=error)
+            log.exception("encoding failed", error_id=error_id)
             steps = order.generation.steps_done
             order.failed(order.generation, PipelineFailed(error_id, type(error).__name__, steps))
             return
@@ -104,28 +105,29 @@ class Delivery:
 
     async def _encode_all(self, order: Order) -> tuple[OutputDigest, ...]:
         began = time.monotonic()
-        received = order.run.output
-        assert received is not None
+        received = order.output
         message = received.message
         size = message.width * message.height * 3
         loop = asyncio.get_running_loop()
         digests = []
-        with mmap.mmap(received.descriptor, size * message.count, prot=mmap.PROT_READ) as memory:
-            with memoryview(memory) as pixels:
-                # All at once into the pool, taken in order: each is sent as soon as it is ready.
-                jobs = [
-                    loop.run_in_executor(
-                        self._pool,
-                        self._encode_one,
-                        pixels[index * size : (index + 1) * size],
-                        message.width,
-                        message.height,
-                        order.generation.parameters.output,
-                    )
-                    for index in range(message.count)
-                ]
-                for index, job in enumerate(jobs):
-                    digests.append(self._send(order.generation, index, *(await job)))
+        with (
+            mmap.mmap(received.descriptor, size * message.count, prot=mmap.PROT_READ) as memory,
+            memoryview(memory) as pixels,
+        ):
+            # All at once into the pool, taken in order: each is sent as soon as it is ready.
+            jobs = [
+                loop.run_in_executor(
+                    self._pool,
+                    self._encode_one,
+                    pixels[index * size : (index + 1) * size],
+                    message.width,
+                    message.height,
+                    order.generation.parameters.output,
+                )
+                for index in range(message.count)
+            ]
+            for index, job in enumerate(jobs):
+                digests.append(self._send(order.generation, index, *(await job)))
         self._complete(order, tuple(digests), time.monotonic() - began)
         return tuple(digests)
 

@@ -47,7 +47,7 @@ class EventLog:
     async def follow(
         self, after_sequence: int, silence: float
     ) -> AsyncGenerator[Event | None, None]:
-        """Give every event after a number, old ones at once, and None after `silence` seconds of none.
+        """Give every event after a number, and None after `silence` seconds without one.
 
         Ends when the log has ended.
 

@@ -36,7 +36,7 @@ class TransformerDecision:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Queued:
-    """It waits. `position` 0 runs next; the wait is in seconds, None before anything is measured."""
+    """It waits. `position` 0 runs next; the wait is in seconds, None before any was measured."""
 
     position: int
     estimated_wait: float | None = None
@@ -112,7 +112,7 @@ class TransformerCacheReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankMemory:
-    """Bytes on one rank: of the device where there is one, else resident and available on the host."""
+    """Bytes on one rank: of the device, or on cpu resident and available on the host."""
 
     rank: int
     peak_bytes: int

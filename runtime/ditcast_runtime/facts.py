@@ -1,5 +1,7 @@
-"""What the loaded pipeline is and takes, found out on the rank once: from its signature, its
-configuration and cache-dit's registry, never from a list of kinds."""
+"""What the loaded pipeline is and takes, found out on the rank once.
+
+From its signature, its configuration and cache-dit's registry, never from a list of kinds.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,36 @@ from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.settings import Problem
 
 OWN_FIELDS = frozenset(
-    "prompt negative_prompt width height num_inference_steps guidance_scale true_cfg_scale sigmas"
-    " num_images_per_prompt num_videos_per_prompt num_frames fps frame_rate".split()
+    {
+        "prompt",
+        "negative_prompt",
+        "width",
+        "height",
+        "num_inference_steps",
+        "guidance_scale",
+        "true_cfg_scale",
+        "sigmas",
+        "num_images_per_prompt",
+        "num_videos_per_prompt",
+        "num_frames",
+        "fps",
+        "frame_rate",
+    }
 )
 """Parameters that a request sets by a field of its own."""
 
 NEVER_TAKEN = frozenset(
-    "self generator latents callback_on_step_end callback_on_step_end_tensor_inputs callback"
-    " callback_steps output_type return_dict".split()
+    {
+        "self",
+        "generator",
+        "latents",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+        "callback",
+        "callback_steps",
+        "output_type",
+        "return_dict",
+    }
 )
 """Parameters that are the server's business."""
 
@@ -96,7 +120,7 @@ def describe(
         guidance_embeds=_guidance_embeds(pipeline.pipe),
         cancellable=pipeline.cancellable,
         defaults=defaults,
-        cache_methods=_cache_methods(pipeline, sharded),
+        cache_methods=_cache_methods(pipeline, sharded=sharded),
         parallel_modes=_parallel_modes(pipeline),
         # Kernels of CUDA are only known to repeat themselves where torch is told to insist on it.
         deterministic=device.type == "cpu",
@@ -141,20 +165,21 @@ def model_defaults(folder: Path) -> GenerationDefaults:
         return GenerationDefaults()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        unknown = set(content) - {"defaults"} if isinstance(content, dict) else {"(not a mapping)"}
-        if unknown:
-            raise msgspec.ValidationError(f"unknown keys {sorted(map(str, unknown))}")
-        return msgspec.convert(_known_defaults(content.get("defaults", {})), GenerationDefaults)
+        _refuse_unknown(content, {"defaults"})
+        defaults = content.get("defaults") or {}
+        _refuse_unknown(defaults, set(GenerationDefaults.__dataclass_fields__))
+        return msgspec.convert(defaults, GenerationDefaults)
     except (yaml.YAMLError, msgspec.ValidationError) as error:
         raise ConfigError((Problem("ditcast.yaml", str(error)),)) from error
 
 
-def _known_defaults(content: object) -> object:
-    known = GenerationDefaults.__dataclass_fields__
-    unknown = set(content) - set(known) if isinstance(content, dict) else set()
+def _refuse_unknown(content: object, known: set[str]) -> None:
+    """Do not let a misspelt key pass for an unset one."""
+    if not isinstance(content, dict):
+        raise msgspec.ValidationError("it must be a mapping")
+    unknown = sorted(str(key) for key in content if key not in known)
     if unknown:
-        raise msgspec.ValidationError(f"unknown defaults {sorted(map(str, unknown))}")
-    return content
+        raise msgspec.ValidationError(f"unknown keys {unknown}; known are {sorted(known)}")
 
 
 def _parameters(signature: inspect.Signature) -> tuple[ParameterFact, ...]:
@@ -225,22 +250,22 @@ def _scale_factor(pipe: Any) -> int:
 
 
 def _size_multiple(pipe: Any) -> int:
-    """Pixels that width and height must be multiples of: the packed latents' and the processor's."""
+    """Pixels that both sides must be multiples of: for the packed latents and the processor."""
     processor = getattr(pipe, "image_processor", None) or getattr(pipe, "video_processor", None)
     own = int(getattr(getattr(processor, "config", None), "vae_scale_factor", 1) or 1)
     return math.lcm(own, _scale_factor(pipe) * _patch_size(pipe))
 
 
 def _default_size(pipe: Any) -> tuple[int | None, int | None]:
-    """Width and height in pixels that the pipeline uses when none are given, if they can be told."""
+    """Width and height in pixels that the pipeline uses by itself, if they can be told."""
     parameters = inspect.signature(pipe.__call__).parameters
     sides = [
         parameters[name].default
         for name in ("width", "height")
         if name in parameters and isinstance(parameters[name].default, int)
     ]
-    if len(sides) == 2:
-        return sides[0], sides[1]
+    if sides:
+        return sides[0], sides[-1]
     sample = getattr(pipe, "default_sample_size", None)
     if sample is None:
         sample = getattr(getattr(_denoiser(pipe), "config", None), "sample_size", None)
@@ -254,7 +279,7 @@ def _guidance_embeds(pipe: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
-def _cache_methods(pipeline: Pipeline, sharded: bool) -> tuple[Support, ...]:
+def _cache_methods(pipeline: Pipeline, *, sharded: bool) -> tuple[Support, ...]:
     kind = type(pipeline.pipe).__name__
     unknown = "" if pipeline.accelerator.cacheable else f"cache-dit does not know {kind}"
     prune = unknown or ("DBPrune cannot prune blocks of a sharded sequence" if sharded else "")

@@ -43,7 +43,7 @@ from ditcast_runtime.settings import Acceleration
 log = structlog.get_logger()
 
 _EXIT_NOTICE_SECONDS = 1.0
-"""How long after its channel closed a rank's exit status may take: it says more than the channel."""
+"""How long a rank's exit status may take after its channel closed: it says more than that."""
 
 
 class GroupLost(Exception):
@@ -269,8 +269,10 @@ class Group:
             case CannotServe():
                 self._reports.put_nowait(CannotLoad(rank, report.error_type, report.reason))
             case Output():
-                assert descriptor is not None
-                self._reports.put_nowait(ReceivedOutput(report, descriptor))
+                if descriptor is None:
+                    self._lose(f"rank {rank} sent an output without its pixels")
+                else:
+                    self._reports.put_nowait(ReceivedOutput(report, descriptor))
             case Ready() | Denoising() | Step() | Failed() | Ended():
                 self._reports.put_nowait(report)
             case _:

@@ -12,7 +12,7 @@ import structlog
 
 
 def configure(*, json_logs: bool, level: str, **bound: object) -> None:
-    """Set up structlog and the standard library's logging alike; called once by each entry point."""
+    """Set up structlog and the standard library's logging; called once by each entry point."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -24,7 +24,11 @@ def configure(*, json_logs: bool, level: str, **bound: object) -> None:
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
         if json_logs
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # The pretty one prints local variables, and with them prompts.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

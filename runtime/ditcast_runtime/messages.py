@@ -218,7 +218,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Pixels of all images, 8-bit RGB rows from top to bottom, in the descriptor that comes along."""
+    """Pixels of all images, 8-bit RGB rows from the top, in the descriptor that comes along."""
 
     epoch: int
     number: int

@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import diffusers
@@ -60,9 +59,9 @@ class _DenoisingBar(tqdm.tqdm):  # type: ignore[type-arg]
         yield from super().__iter__()
         self._stages.end()
 
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        if exception[0] is None:
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)
+        if kind is None:
             self._stages.end()
 
 
@@ -83,7 +82,7 @@ class _Stages:
         """Stand in for `DiffusionPipeline.progress_bar`."""
         return _DenoisingBar(iterable, total, self)
 
-    def begin(self, total: int | None) -> None:
+    def begin(self, total: float | None) -> None:
         if self._began:
             return
         self._began = True
@@ -94,7 +93,7 @@ class _Stages:
         self._sigmas = (
             tuple(float(value) for value in sigmas.tolist()) if sigmas is not None else ()
         )
-        self._total = total or len(self._timesteps)
+        self._total = int(total or 0) or len(self._timesteps)
         self._watcher.denoising_began(self._sigmas)
 
     def step_ended(self, _pipe: Any, index: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def _component_progress(report: Callable[[str], None]) -> Iterator[None]:
             report(f"loading {name} ({index} of {len(listed)})")
             yield item
 
-    logging.tqdm = narrate
+    logging.tqdm = narrate  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -184,7 +183,7 @@ class Pipeline:
         accelerator.enable()
         return pipeline
 
-    def prepare(self, parameters: Parameters, two_passes: bool) -> dict[str, Any]:
+    def prepare(self, parameters: Parameters, *, two_passes: bool) -> dict[str, Any]:
         """Apply the cache settings, build the call's arguments and let the pipeline check them.
 
         Raises:
@@ -193,7 +192,9 @@ class Pipeline:
         """
         arguments = self.arguments(parameters)
         self._check(arguments)
-        self.accelerator.switch(parameters.cache, parameters.num_inference_steps, two_passes)
+        self.accelerator.switch(
+            parameters.cache, parameters.num_inference_steps, two_passes=two_passes
+        )
         return arguments
 
     def run(self, arguments: dict[str, Any], watcher: Watcher) -> torch.Tensor:
@@ -207,7 +208,7 @@ class Pipeline:
         if self.cancellable:
             arguments["callback_on_step_end"] = stages.step_ended
             arguments["callback_on_step_end_tensor_inputs"] = []
-        images = self.pipe(**arguments, output_type="pt", return_dict=False)[0]
+        images: torch.Tensor = self.pipe(**arguments, output_type="pt", return_dict=False)[0]
         images = images.float()
         if not bool(torch.isfinite(images).all()):
             raise NotFinite

@@ -14,10 +14,8 @@ import concurrent.futures
 import ctypes
 import faulthandler
 import logging
-import mmap
 import os
 import queue
-import resource
 import signal
 import socket
 import sys
@@ -25,38 +23,33 @@ import threading
 from datetime import timedelta
 
 import msgspec
-import psutil
 import structlog
 import torch
 import torch.distributed as dist
 
 from ditcast_runtime import facts, logs
-from ditcast_runtime.acceleration import SettingsDiffer
 from ditcast_runtime.broadcast import Ballot, ControlGroup, ControlLost
 from ditcast_runtime.channel import ChannelClosed, RankChannel
 from ditcast_runtime.errors import ConfigError
-from ditcast_runtime.events import RankMemory
+from ditcast_runtime.execution import Execution, Left, failure_kind, two_passes
 from ditcast_runtime.generation import OutputOptions, Parameters, SeparateCfg
 from ditcast_runtime.messages import (
     Alive,
     Broadcast,
     Cancel,
     CannotServe,
-    Denoising,
-    Ended,
+    Facts,
     Failed,
     FailureKind,
     Launch,
     Loading,
     Outcome,
-    Output,
     Ready,
     Run,
     Shutdown,
-    Step,
     WarmingUp,
 )
-from ditcast_runtime.pipeline import NotFinite, Pipeline, Stopwatch, resolve_device
+from ditcast_runtime.pipeline import Pipeline, Stopwatch, resolve_device
 
 log = structlog.get_logger()
 
@@ -64,16 +57,6 @@ _ALIVE_SECONDS = 1.0
 _LAUNCH_SECONDS = 60.0
 _WARM_UP_STEPS = 2
 _PR_SET_PDEATHSIG = 1
-
-
-class _Left(BaseException):
-    """Leaves the pipeline at a boundary, on all ranks at the same one.
-
-    Not an `Exception`: nothing inside a pipeline may take it for a failure and go on.
-    """
-
-    def __init__(self, verdict: Ballot) -> None:
-        self.verdict = verdict
 
 
 class Inbox:
@@ -94,7 +77,7 @@ class Inbox:
         return self._commands.get()
 
     def cancelled(self, number: int) -> bool:
-        """Say whether the service asked to leave this generation; an older cancel does not count."""
+        """Say whether the service asked to leave this generation; older cancels do not count."""
         return self._cancelled == number
 
     def _receive(self) -> None:
@@ -147,22 +130,29 @@ class Rank:
                     return
 
     def _run(self, command: Run) -> None:
-        execution = _Execution(self, command)
+        execution = Execution(
+            command,
+            self.pipeline,
+            self.separate_cfg,
+            self.control,
+            self.channel if self.launch.rank == 0 else None,
+            self.inbox.cancelled,
+        )
         failure: Exception | None = None
         try:
             execution.run()
             outcome = Outcome.DONE
-        except _Left as left:
+        except Left as left:
             outcome = execution.outcome(left.verdict)
-        except Exception as error:  # the one place: whatever leaves the pipeline becomes a vote
+        except Exception as error:  # noqa: BLE001 - the one place: whatever leaves the pipeline becomes a vote
             failure = error
             self._report(execution, error)
             outcome = execution.outcome(self.control.vote(Ballot.FAILED))
         self.pipeline.clean_up(failure)
         self.channel.send(execution.ended(outcome))
 
-    def _report(self, execution: _Execution, error: Exception) -> None:
-        kind = _failure_kind(error, prepared=execution.prepared)
+    def _report(self, execution: Execution, error: Exception) -> None:
+        kind = failure_kind(error, prepared=execution.prepared)
         if kind in {FailureKind.FAILED, FailureKind.SETTINGS_DIFFER}:
             log.error("generation failed", step=execution.steps, exc_info=error)
         self.channel.send(
@@ -178,156 +168,6 @@ class Rank:
         )
 
 
-class _Execution:
-    """One generation on this rank: its boundaries, its votes and, on rank 0, its reports."""
-
-    def __init__(self, rank: Rank, command: Run) -> None:
-        self.command = command
-        self.prepared = False
-        self.steps = 0
-        self._rank = rank
-        self._channel = rank.channel if rank.launch.rank == 0 else None
-        self._watch = Stopwatch()
-        self._prepare_seconds = 0.0
-        self._denoise_seconds = 0.0
-        self._decode_seconds = 0.0
-
-    def run(self) -> None:
-        """Go through all boundaries; `_Left` at the first whose verdict is not GO_ON."""
-        parameters = self.command.parameters
-        pipeline = self._rank.pipeline
-        arguments = pipeline.prepare(parameters, two_passes(self._rank.separate_cfg, parameters))
-        self._vote()
-        self.prepared = True
-        pixels = pipeline.run(arguments, self)
-        self._decode_seconds = self._watch.lap()
-        if self._channel is not None:
-            self._send_output(self._channel, pixels)
-        self._vote()
-
-    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
-        """Report that the first step begins."""
-        self._prepare_seconds = self._watch.lap()
-        if self._channel is not None:
-            self._channel.send(
-                Denoising(
-                    epoch=self.command.epoch,
-                    number=self.command.number,
-                    sigmas=sigmas,
-                    prepare_seconds=self._prepare_seconds,
-                )
-            )
-
-    def step_ended(self, step: int, total_steps: int, timestep: float, sigma: float | None) -> None:
-        """Vote at the boundary, then report what the step was."""
-        seconds = self._watch.lap()
-        self._denoise_seconds += seconds
-        self._vote()
-        self.steps = step
-        # On every rank: the counters behind it have to advance, and a fault in it shows on all.
-        decisions = self._rank.pipeline.accelerator.decisions()
-        if self._channel is not None:
-            self._channel.send(
-                Step(
-                    epoch=self.command.epoch,
-                    number=self.command.number,
-                    step=step,
-                    total_steps=total_steps,
-                    timestep=timestep,
-                    sigma=sigma,
-                    seconds=seconds,
-                    transformers=decisions,
-                )
-            )
-
-    def denoising_ended(self) -> None:
-        """Begin to count the time of decoding."""
-        self._watch.lap()
-
-    def outcome(self, verdict: Ballot) -> Outcome:
-        """Name how the generation ended, from its last vote."""
-        match verdict:
-            case Ballot.CANCEL:
-                return Outcome.CANCELLED
-            case Ballot.FAILED:
-                return Outcome.FAILED if self.prepared else Outcome.VETOED
-            case Ballot.GO_ON:
-                return Outcome.DONE
-
-    def ended(self, outcome: Outcome) -> Ended:
-        """Make this rank's last report about the generation."""
-        rank = self._rank.launch.rank
-        return Ended(
-            epoch=self.command.epoch,
-            number=self.command.number,
-            rank=rank,
-            outcome=outcome,
-            steps=self.steps,
-            memory=_memory(rank, self._rank.pipeline.device),
-            denoise_seconds=self._denoise_seconds,
-            decode_seconds=self._decode_seconds,
-        )
-
-    def _vote(self) -> None:
-        # Only rank 0 is told of a cancel, so that all ranks hear of it at the same boundary.
-        cancelled = self._rank.inbox.cancelled(self.command.number)
-        verdict = self._rank.control.vote(Ballot.CANCEL if cancelled else Ballot.GO_ON)
-        if verdict is not Ballot.GO_ON:
-            raise _Left(verdict)
-
-    def _send_output(self, channel: RankChannel, pixels: torch.Tensor) -> None:
-        count, height, width, _ = pixels.shape
-        descriptor = os.memfd_create("ditcast-output", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(descriptor, pixels.numel())
-            with mmap.mmap(descriptor, pixels.numel()) as memory:
-                memory[:] = pixels.numpy().tobytes()
-            output = Output(
-                epoch=self.command.epoch,
-                number=self.command.number,
-                count=count,
-                width=width,
-                height=height,
-            )
-            channel.send(output, descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def two_passes(rule: SeparateCfg, parameters: Parameters) -> bool:
-    """Say whether each step of this generation makes two forward passes."""
-    return rule.two_passes(
-        negative_prompt=parameters.negative_prompt,
-        guidance_scale=parameters.guidance_scale,
-        true_cfg_scale=parameters.true_cfg_scale,
-    )
-
-
-def _failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
-    match error:
-        case torch.OutOfMemoryError() | MemoryError():
-            return FailureKind.OUT_OF_MEMORY
-        case NotFinite():
-            return FailureKind.NAN_OUTPUT
-        case SettingsDiffer():
-            return FailureKind.SETTINGS_DIFFER
-        case ValueError() | TypeError() if not prepared:
-            return FailureKind.REFUSED
-        case _:
-            return FailureKind.FAILED
-
-
-def _memory(rank: int, device: torch.device) -> RankMemory:
-    """Peak and free bytes: of the device, or resident and available on the host."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return RankMemory(rank=rank, peak_bytes=peak, free_bytes=free)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return RankMemory(rank=rank, peak_bytes=peak, free_bytes=psutil.virtual_memory().available)
-
-
 class _Silent:
     """Watches a warm-up: nobody is told."""
 
@@ -341,7 +181,7 @@ class _Silent:
         """Tell nobody."""
 
 
-def _warm_up(pipeline: Pipeline, launch: Launch, found: facts.Facts) -> None:
+def _warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
     """Run once, with two passes where there can be two, under the load's cache; then switch.
 
     cache-dit cannot switch a sharded pipeline that never ran.
@@ -365,10 +205,10 @@ def _warm_up(pipeline: Pipeline, launch: Launch, found: facts.Facts) -> None:
     )
     pipeline.run(pipeline.arguments(parameters), _Silent())
     pipeline.clean_up(None)
-    pipeline.prepare(parameters, two_passes(found.separate_cfg, parameters))
+    pipeline.prepare(parameters, two_passes=two_passes(found.separate_cfg, parameters))
 
 
-def _warm_up_size(found: facts.Facts) -> tuple[int, int]:
+def _warm_up_size(found: Facts) -> tuple[int, int]:
     """Give the default size, made one that the group can shard: its width is what gives way."""
     unit = found.size_multiple
     width = found.defaults.width or found.default_width or 512
@@ -447,13 +287,13 @@ def main() -> int:
     logs.configure(
         json_logs=launch.json_logs, level=launch.log_level, rank=launch.rank, epoch=launch.epoch
     )
-    logging.captureWarnings(True)
+    logging.captureWarnings(capture=True)
     inbox = Inbox(channel, launch)
     try:
         rank = _load(launch, channel, inbox)
     except (ConfigError, OSError, ValueError, TypeError, AssertionError) as error:
         # What is wrong with the model or the settings will be wrong again: say so, do not restart.
-        log.error("cannot serve", exc_info=error)
+        log.exception("cannot serve")
         channel.send(
             CannotServe(
                 epoch=launch.epoch,

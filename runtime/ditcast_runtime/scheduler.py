@@ -1,4 +1,4 @@
-"""What waits and in which order, and what durations were measured: plain data, no clock, no tasks."""
+"""What waits, in which order, and which durations were measured: no clock, no tasks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,196 @@
+"""One generation on one rank: its boundaries, its votes and, on rank 0, its reports.
+
+The boundaries are: prepared, each step, the end. At each all ranks vote; the first verdict other
+than GO_ON, or the verdict at the end, is the generation's last vote on every rank.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from ditcast_runtime.acceleration import SettingsDiffer
+from ditcast_runtime.broadcast import Ballot, ControlGroup
+from ditcast_runtime.channel import RankChannel
+from ditcast_runtime.events import RankMemory
+from ditcast_runtime.generation import Parameters, SeparateCfg
+from ditcast_runtime.messages import Denoising, Ended, FailureKind, Outcome, Output, Run, Step
+from ditcast_runtime.pipeline import NotFinite, Pipeline, Stopwatch
+
+
+class Left(BaseException):
+    """Leaves the pipeline at a boundary, on all ranks at the same one.
+
+    Not an `Exception`: nothing inside a pipeline may take it for a failure and go on.
+    """
+
+    def __init__(self, verdict: Ballot) -> None:
+        self.verdict = verdict
+
+
+class Execution:
+    """One generation on this rank: its boundaries, its votes and, on rank 0, its reports."""
+
+    def __init__(
+        self,
+        command: Run,
+        pipeline: Pipeline,
+        separate_cfg: SeparateCfg,
+        control: ControlGroup,
+        channel: RankChannel | None,
+        cancelled: Callable[[int], bool],
+    ) -> None:
+        """Take what this rank runs with; `channel` is None but on rank 0, which alone reports."""
+        self.command = command
+        self.prepared = False
+        self.steps = 0
+        self._pipeline = pipeline
+        self._separate_cfg = separate_cfg
+        self._control = control
+        self._channel = channel
+        self._cancelled = cancelled
+        self._watch = Stopwatch()
+        self._prepare_seconds = 0.0
+        self._denoise_seconds = 0.0
+        self._decode_seconds = 0.0
+
+    def run(self) -> None:
+        """Go through all boundaries; `Left` at the first whose verdict is not GO_ON."""
+        parameters = self.command.parameters
+        two = two_passes(self._separate_cfg, parameters)
+        arguments = self._pipeline.prepare(parameters, two_passes=two)
+        self._vote()
+        self.prepared = True
+        pixels = self._pipeline.run(arguments, self)
+        self._decode_seconds = self._watch.lap()
+        if self._channel is not None:
+            self._send_output(self._channel, pixels)
+        self._vote()
+
+    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
+        """Report that the first step begins."""
+        self._prepare_seconds = self._watch.lap()
+        if self._channel is not None:
+            self._channel.send(
+                Denoising(
+                    epoch=self.command.epoch,
+                    number=self.command.number,
+                    sigmas=sigmas,
+                    prepare_seconds=self._prepare_seconds,
+                )
+            )
+
+    def step_ended(self, step: int, total_steps: int, timestep: float, sigma: float | None) -> None:
+        """Vote at the boundary, then report what the step was."""
+        seconds = self._watch.lap()
+        self._denoise_seconds += seconds
+        self._vote()
+        self.steps = step
+        # On every rank: the counters behind it have to advance, and a fault in it shows on all.
+        decisions = self._pipeline.accelerator.decisions()
+        if self._channel is not None:
+            self._channel.send(
+                Step(
+                    epoch=self.command.epoch,
+                    number=self.command.number,
+                    step=step,
+                    total_steps=total_steps,
+                    timestep=timestep,
+                    sigma=sigma,
+                    seconds=seconds,
+                    transformers=decisions,
+                )
+            )
+
+    def denoising_ended(self) -> None:
+        """Begin to count the time of decoding."""
+        self._watch.lap()
+
+    def outcome(self, verdict: Ballot) -> Outcome:
+        """Name how the generation ended, from its last vote."""
+        match verdict:
+            case Ballot.CANCEL:
+                return Outcome.CANCELLED
+            case Ballot.FAILED:
+                return Outcome.FAILED if self.prepared else Outcome.VETOED
+            case Ballot.GO_ON:
+                return Outcome.DONE
+
+    def ended(self, outcome: Outcome) -> Ended:
+        """Make this rank's last report about the generation."""
+        rank = self._control.rank
+        return Ended(
+            epoch=self.command.epoch,
+            number=self.command.number,
+            rank=rank,
+            outcome=outcome,
+            steps=self.steps,
+            memory=_memory(rank, self._pipeline.device),
+            denoise_seconds=self._denoise_seconds,
+            decode_seconds=self._decode_seconds,
+        )
+
+    def _vote(self) -> None:
+        # Only rank 0 is told of a cancel, so that all ranks hear of it at the same boundary.
+        cancelled = self._cancelled(self.command.number)
+        verdict = self._control.vote(Ballot.CANCEL if cancelled else Ballot.GO_ON)
+        if verdict is not Ballot.GO_ON:
+            raise Left(verdict)
+
+    def _send_output(self, channel: RankChannel, pixels: torch.Tensor) -> None:
+        count, height, width, _ = pixels.shape
+        descriptor = os.memfd_create("ditcast-output", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, pixels.numel())
+            with mmap.mmap(descriptor, pixels.numel()) as memory:
+                memory[:] = pixels.numpy().tobytes()
+            output = Output(
+                epoch=self.command.epoch,
+                number=self.command.number,
+                count=count,
+                width=width,
+                height=height,
+            )
+            channel.send(output, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def two_passes(rule: SeparateCfg, parameters: Parameters) -> bool:
+    """Say whether each step of this generation makes two forward passes."""
+    return rule.two_passes(
+        negative_prompt=parameters.negative_prompt,
+        guidance_scale=parameters.guidance_scale,
+        true_cfg_scale=parameters.true_cfg_scale,
+    )
+
+
+def failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
+    """Name what sort of exception left the pipeline, by its type."""
+    match error:
+        case torch.OutOfMemoryError() | MemoryError():
+            return FailureKind.OUT_OF_MEMORY
+        case NotFinite():
+            return FailureKind.NAN_OUTPUT
+        case SettingsDiffer():
+            return FailureKind.SETTINGS_DIFFER
+        case ValueError() | TypeError() if not prepared:
+            return FailureKind.REFUSED
+        case _:
+            return FailureKind.FAILED
+
+
+def _memory(rank: int, device: torch.device) -> RankMemory:
+    """Peak and free bytes: of the device, or resident and available on the host."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return RankMemory(rank=rank, peak_bytes=peak, free_bytes=free)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return RankMemory(rank=rank, peak_bytes=peak, free_bytes=psutil.virtual_memory().available)

@@ -1,0 +1,180 @@
+"""Every accepted generation, from admission until it is forgotten. Knows nothing of ranks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import timedelta
+
+import structlog
+
+from ditcast_runtime.accepted import Generation
+from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.errors import (
+    DeadlineExceeded,
+    GenerationCancelled,
+    NotServing,
+    QueueFull,
+    RanksLost,
+    RequestIdReused,
+    RuntimeFailure,
+    UnknownGeneration,
+)
+from ditcast_runtime.events import Queued, RequestWarning
+from ditcast_runtime.generation import Parameters, State
+from ditcast_runtime.scheduler import Durations, Scheduler
+
+log = structlog.get_logger()
+
+_UNKNOWN_SECONDS = 5.0
+"""What a generation is taken to last before any was measured."""
+
+_GENERATION = "generation"
+"""The kind under which whole generations are measured; steps have kinds of their own."""
+
+
+class Ledger:
+    """Admits, orders, ends, keeps and forgets generations.
+
+    `work` is set when there may be something to run; `on_ended_running` is called when the
+    generation that runs has ended for its readers, so that the ranks can be told to leave it.
+    """
+
+    def __init__(
+        self, config: EngineConfig, on_ended_running: Callable[[Generation], None]
+    ) -> None:
+        self._config = config
+        self._on_ended_running = on_ended_running
+        self._scheduler: Scheduler[Generation] = Scheduler(config.queue_capacity)
+        self._known: OrderedDict[str, Generation] = OrderedDict()
+        self.durations = Durations()
+        self.running: Generation | None = None
+        self.work = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Give how many wait."""
+        return len(self._scheduler)
+
+    def find(self, request_id: str) -> Generation:
+        """Give the generation that an id stands for; UnknownGeneration if there is none."""
+        generation = self._known.get(request_id)
+        if generation is None:
+            raise UnknownGeneration(request_id)
+        return generation
+
+    def same(self, request_id: str, digest: bytes) -> Generation | None:
+        """Give the generation of this id, if any; RequestIdReused if its content is another."""
+        known = self._known.get(request_id)
+        if known is not None and known.digest != digest:
+            raise RequestIdReused(request_id)
+        return known
+
+    def admit(
+        self,
+        request_id: str,
+        digest: bytes,
+        parameters: Parameters,
+        warnings: tuple[RequestWarning, ...],
+        timeout: float | None,
+    ) -> Generation:
+        """Queue a new generation; QueueFull if no more may wait."""
+        if self._scheduler.full:
+            retry = timedelta(seconds=self.durations.median(_GENERATION) or _UNKNOWN_SECONDS)
+            raise QueueFull(len(self._scheduler), self._scheduler.capacity, retry)
+        generation = Generation(
+            request_id, digest, parameters, warnings, self.cancel, self._config.heartbeat_interval
+        )
+        if timeout is not None:
+            loop = asyncio.get_running_loop()
+            generation.deadline = loop.call_later(timeout, self._expire, generation)
+        self._known[request_id] = generation
+        self._scheduler.add(generation)
+        generation.log.append(self._queued(len(self._scheduler) - 1))
+        self.work.set()
+        return generation
+
+    def take(self) -> Generation | None:
+        """Take out the next to run, which is `running` until it is released."""
+        self.running = self._scheduler.take()
+        if self.running is not None:
+            self._tell_positions()
+        return self.running
+
+    def cancel(self, generation: Generation) -> None:
+        """End it because somebody asked for it or nobody reads it any more."""
+        self.end(generation, GenerationCancelled(generation.steps_done))
+
+    def succeed(self, generation: Generation, output_bytes: int) -> None:
+        """Close the log of a generation whose last event is written; keep it for other readers."""
+        if generation.log.end():
+            generation.state = State.SUCCEEDED
+            generation.output_bytes = output_bytes
+            self._retire(generation)
+
+    def end(self, generation: Generation, failure: RuntimeFailure) -> None:
+        """End it without a result; nothing if it has ended: the first into the log wins."""
+        if not generation.log.end(failure):
+            return
+        stopped = isinstance(failure, (GenerationCancelled, DeadlineExceeded))
+        generation.state = State.CANCELLED if stopped else State.FAILED
+        if self._scheduler.remove(generation):
+            self._tell_positions()
+        elif generation is self.running:
+            self._on_ended_running(generation)
+        if isinstance(failure, (RanksLost, NotServing)):
+            # Ended UNAVAILABLE: the same id may be sent again, and renders anew.
+            self._forget(generation)
+        self._retire(generation)
+
+    def end_all(self, failure: RuntimeFailure) -> None:
+        """End everything that waits or runs."""
+        running = [self.running] if self.running is not None else []
+        for generation in [*self._scheduler, *running]:
+            self.end(generation, failure)
+
+    def measured(self, generation: Generation) -> None:
+        """Remember how long a generation kept the ranks, for the estimates."""
+        self.durations.record(_GENERATION, time.monotonic() - generation.started_at)
+
+    def _expire(self, generation: Generation) -> None:
+        self.end(generation, DeadlineExceeded(generation.steps_done))
+
+    def _retire(self, generation: Generation) -> None:
+        if generation.deadline is not None:
+            generation.deadline.cancel()
+        log.info(
+            "generation ended",
+            request_id=generation.request_id,
+            state=str(generation.state),
+            steps=generation.steps_done,
+            seconds=round(time.monotonic() - generation.accepted_at, 3),
+        )
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._config.retention, self._forget, generation)
+        self._bound_memory()
+
+    def _bound_memory(self) -> None:
+        finished = [known for known in self._known.values() if known.state.final]
+        kept = sum(known.output_bytes for known in finished)
+        for known in finished:
+            if kept <= self._config.retention_bytes:
+                break
+            kept -= known.output_bytes
+            self._forget(known)
+
+    def _forget(self, generation: Generation) -> None:
+        if self._known.get(generation.request_id) is generation:
+            del self._known[generation.request_id]
+
+    def _tell_positions(self) -> None:
+        for position, generation in enumerate(self._scheduler):
+            generation.log.append(self._queued(position))
+
+    def _queued(self, position: int) -> Queued:
+        seconds = self.durations.median(_GENERATION)
+        if seconds is None:
+            return Queued(position=position)
+        ahead = position + (1 if self.running is not None else 0)
+        return Queued(position=position, estimated_wait=ahead * seconds)
