@@ -303,7 +303,7 @@ def _unpack(trailers: grpc.aio.Metadata) -> tuple[Message, ...]:
             kind.FromString(detail.value)
             for detail in status.details
             for kind in _DETAIL_TYPES
-            if detail.Is(kind.DESCRIPTOR)
+            if detail.TypeName() == kind.DESCRIPTOR.full_name
         )
     except DecodeError:  # something on the way spoilt the trailers; the code still tells the class
         return ()

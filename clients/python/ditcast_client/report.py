@@ -45,14 +45,13 @@ def error_text(error: errors.DitcastError) -> str:
     """Say what went wrong: a line, and one more for each thing that was refused."""
     text = f"{_KINDS_OF_END[exits.exit_code(error)]}: {error.message or error.code.name}"
     match error:
-        case (
-            errors.Cancelled(steps_done=int(steps)) | errors.DeadlineExceeded(steps_done=int(steps))
-        ):
-            text += f" ({steps} steps done)"
-        case (
-            errors.Unavailable(retry_delay=timedelta() as delay)
-            | errors.ResourceExhausted(retry_delay=timedelta() as delay)
-        ):
+        case errors.Cancelled(steps_done=int(steps)):
+            text = f"cancelled after {_steps(steps)}"
+        case errors.DeadlineExceeded(steps_done=int(steps)):
+            text = f"time limit: it ran out after {_steps(steps)}"
+        case errors.Unavailable(retry_delay=timedelta() as delay):
+            text += f" (try again in {delay.total_seconds():g} s)"
+        case errors.ResourceExhausted(retry_delay=timedelta() as delay):
             text += f" (try again in {delay.total_seconds():g} s)"
     return "\n  ".join([text, *map(str, error.violations)])
 
@@ -164,6 +163,10 @@ def summary(result: Result, paths: Sequence[Path]) -> Iterator[Row]:
 def rows_of(message: Message) -> Iterator[Row]:
     """Give each value of a message with its path."""
     yield from _flatten("", MessageToDict(message, preserving_proto_field_name=True))
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _flatten(path: str, value: object) -> Iterator[Row]:

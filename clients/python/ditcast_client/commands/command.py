@@ -22,6 +22,7 @@ class Command(Protocol):
 
     def run(self, options: argparse.Namespace) -> int:
         """Do it and give the exit code; errors of the client may rise."""
+        ...
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:

@@ -38,11 +38,11 @@ def resolve(path: Path | None, name: str | None) -> tuple[Path, OutputFormat.Val
     if path is None:
         name = name or "png"
         path = Path("out" + next(ending for ending, form in _ENDINGS.items() if form == name))
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file")
     name = name or _ENDINGS.get(path.suffix.lower())
     if name is None:
         raise UsageError(f"{path}: no form has this ending; use --format, or {' '.join(_ENDINGS)}")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; name a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:
