@@ -28,6 +28,7 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_pass_over_stolen_wakeups)
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="ditcast-client", daemon=True
         )
@@ -47,6 +48,16 @@ class _LoopThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _pass_over_stolen_wakeups(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    """Report what goes wrong on the loop, apart from what gRPC does where there are several.
+
+    All loops of a process share one wake-up socket of grpc.aio. Who comes second finds it empty,
+    which is of no consequence and would fill the log of a caller with a loop of its own.
+    """
+    if not isinstance(context.get("exception"), BlockingIOError):
+        loop.default_exception_handler(context)
 
 
 class BlockingGeneration:
@@ -91,7 +102,11 @@ class BlockingGeneration:
 
 
 class BlockingClient:
-    """Talks to one server, from any thread; see `Client` for the arguments and the errors."""
+    """Talks to one server, from any thread; see `Client` for the arguments and the errors.
+
+    For programs without an event loop: beside a loop that uses grpc.aio, gRPC fills the log of that
+    loop with harmless BlockingIOErrors, so `Client` is the better choice there.
+    """
 
     def __init__(
         self,

@@ -85,7 +85,9 @@ class DitcastError(Exception):
 
     def __str__(self) -> str:
         cause = f"{self.code.name} ({self.reason})" if self.reason else self.code.name
-        return "; ".join([f"{cause}: {self.message}", *map(str, self.violations)])
+        # A server may have put the violations into its message already.
+        unsaid = [text for text in map(str, self.violations) if text not in self.message]
+        return "; ".join([f"{cause}: {self.message}", *unsaid])
 
     def _details_of(self, kind: type[_Detail]) -> Iterator[_Detail]:
         return (detail for detail in self.details if isinstance(detail, kind))

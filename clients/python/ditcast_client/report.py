@@ -37,13 +37,15 @@ _KINDS_OF_END: Final = {
     exits.TIMED_OUT: "time limit",
     exits.CANCELLED: "cancelled",
 }
+_MINUTE: Final = 60
 _STAGES: Final = ("queued", "prepare", "denoise", "decode", "encode", "total")
 _BINARY_KINDS: Final = ("output_chunk", "preview")
 
 
 def error_text(error: errors.DitcastError) -> str:
-    """Say what went wrong: a line, and one more for each thing that was refused."""
-    text = f"{_KINDS_OF_END[exits.exit_code(error)]}: {error.message or error.code.name}"
+    """Say what went wrong: in a line, or in one for each thing that was refused."""
+    kind = _KINDS_OF_END[exits.exit_code(error)]
+    text = f"{kind}: {error.message or error.code.name}"
     match error:
         case errors.Cancelled(steps_done=int(steps)):
             text = f"cancelled after {_steps(steps)}"
@@ -53,7 +55,8 @@ def error_text(error: errors.DitcastError) -> str:
             text += f" (try again in {delay.total_seconds():g} s)"
         case errors.ResourceExhausted(retry_delay=timedelta() as delay):
             text += f" (try again in {delay.total_seconds():g} s)"
-    return "\n  ".join([text, *map(str, error.violations)])
+    # The server's message runs the violations together; a line for each reads better.
+    return "\n  ".join([f"{kind}:", *map(str, error.violations)]) if error.violations else text
 
 
 def event_json(event: GenerationEvent) -> str:
@@ -95,7 +98,7 @@ def event_line(event: GenerationEvent) -> str | None:
 def queued_text(queued: Queued) -> str:
     """Say how many wait before a generation, and for how long it is likely to wait."""
     place = f"{queued.position} before this one" if queued.position else "next"
-    if not queued.HasField("estimated_wait"):
+    if not queued.position or not queued.HasField("estimated_wait"):
         return f"queued: {place}"
     return f"queued: {place}, about {duration_text(queued.estimated_wait)}"
 
@@ -129,7 +132,11 @@ def decision_word(decision: CacheDecision.ValueType) -> str:
 def duration_text(duration: Duration) -> str:
     """Give a duration with as many digits as are of use."""
     seconds = duration.ToTimedelta().total_seconds()
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.3g} s"  # noqa: PLR2004
+    if seconds >= _MINUTE:
+        return f"{seconds // _MINUTE:.0f} min {seconds % _MINUTE:.0f} s"
+    if seconds >= 1 or not seconds:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1000:.3g} ms"
 
 
 def bytes_text(count: int) -> str:
@@ -188,7 +195,7 @@ def _step_line(step: StepCompleted) -> str:
     if step.HasField("cfg_cache_decision"):
         line += f" (without the prompt: {decision_word(step.cfg_cache_decision)})"
     line += f", {duration_text(step.step_duration)}"
-    if step.HasField("estimated_remaining"):
+    if step.HasField("estimated_remaining") and step.step < step.total_steps:
         line += f", {duration_text(step.estimated_remaining)} left"
     return line
 

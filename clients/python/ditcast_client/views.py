@@ -50,8 +50,10 @@ class PlainView(_NoFrame):
 
     def finish(self, result: Result, paths: Sequence[Path]) -> None:
         """Print the summary."""
-        for label, text in summary(result, paths):
-            print(f"{label:<8} {text}")
+        rows = list(summary(result, paths))
+        width = max(len(label) for label, _ in rows)
+        for label, text in rows:
+            print(f"{label:<{width}}  {text}")
 
 
 class JsonView(_NoFrame):

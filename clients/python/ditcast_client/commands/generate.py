@@ -79,15 +79,15 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
     for name in _PLAIN_FIELDS:
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
-    if options.timeout is not None:
-        fields["timeout"] = timedelta(seconds=options.timeout)
     if options.pipeline_kwargs is not None:
         fields["pipeline_kwargs"] = _json_object(options.pipeline_kwargs)
     if options.cache is not None:
         fields["cache"] = _read_cache(options.cache)
     try:
+        if options.timeout is not None:
+            fields["timeout"] = timedelta(seconds=options.timeout)
         return request_from(fields)
-    except (TypeError, ValueError) as err:
+    except (OverflowError, TypeError, ValueError) as err:
         raise UsageError(str(err)) from err
 
 

@@ -64,7 +64,8 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]
 def _server_rows(capabilities: Capabilities) -> Iterator[Row]:
     model = capabilities.model
     yield "model", f"{model.id} {model.revision}".rstrip()
-    yield "pipeline", f"{model.pipeline_class}, {capabilities.scheduler_class}, {model.dtype}"
+    classes = (model.pipeline_class, capabilities.scheduler_class, model.dtype)
+    yield "pipeline", ", ".join(filter(None, classes))
     yield "weights", model.weights_digest
     yield "ranks", f"{capabilities.world_size} on {capabilities.device}"
     yield (
@@ -94,13 +95,21 @@ def _default(parameter: Parameter) -> str:
         return "required"
     if not parameter.HasField("default"):
         return ""
+    if parameter.default.WhichOneof("kind") == "number_value":
+        return _number(parameter.default.number_value)
     return json.dumps(MessageToDict(parameter.default), ensure_ascii=False)
 
 
 def _range(parameter: Parameter) -> str:
-    least = f"{parameter.minimum:g}" if parameter.HasField("minimum") else ""
-    most = f"{parameter.maximum:g}" if parameter.HasField("maximum") else ""
-    return f"{least} to {most}" if least or most else ""
+    least = _number(parameter.minimum) if parameter.HasField("minimum") else ""
+    if not parameter.HasField("maximum"):
+        return least and f"from {least}"
+    return f"{least} to {_number(parameter.maximum)}".lstrip()
+
+
+def _number(value: float) -> str:
+    """Give a number, a whole one without a point: the contract has all of these as reals."""
+    return str(int(value)) if value.is_integer() else str(value)
 
 
 def _limits(limits: Limits) -> Iterator[Row]:
