@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ditcast_runtime.config import EngineConfig
 from ditcast_runtime.settings import (
+    Acceleration,
+    ParallelismSettings,
     Problem,
     SettingsError,
     check_attention_backend,
@@ -162,13 +164,27 @@ def _with_acceleration(config: ServerConfig, where: Where, problems: list[Proble
                 for each in error.problems
             ]
             return config
-    parallelism = acceleration.parallelism
+    low, high = RANGES["world_size"]
+    if not low <= config.world_size <= high:
+        return config  # Said already; every degree would be wrong with it.
+    asked = resolve_parallelism(acceleration.parallelism, config.world_size)
+    findings = _check_acceleration(config, acceleration, asked)
+    place = where("cache_dit_config" if config.cache_dit_config else "world_size")
+    problems += [Problem(f"{place} ({each.field})", each.reason) for each in findings]
+    return dataclasses.replace(
+        config, acceleration=dataclasses.replace(acceleration, parallelism=asked)
+    )
+
+
+def _check_acceleration(
+    config: EngineConfig, acceleration: Acceleration, asked: ParallelismSettings
+) -> list[Problem]:
+    """Judge what the file says, by what is known of the model without loading it."""
     numbers = _model_numbers(config)
     accelerator = config.device != "cpu"
-    asked = resolve_parallelism(parallelism, config.world_size)
     findings: list[Problem] = []
     findings += check_parallelism(
-        parallelism or asked,
+        acceleration.parallelism or asked,
         world_size=config.world_size,
         num_heads=numbers.get("num_attention_heads"),
         prefix="parallelism",
@@ -186,11 +202,7 @@ def _with_acceleration(config: ServerConfig, where: Where, problems: list[Proble
     )
     if acceleration.quantize is not None:
         findings += check_quantize(acceleration.quantize, accelerator=accelerator)
-    place = where("cache_dit_config" if config.cache_dit_config else "world_size")
-    problems += [Problem(f"{place} ({each.field})", each.reason) for each in findings]
-    return dataclasses.replace(
-        config, acceleration=dataclasses.replace(acceleration, parallelism=asked)
-    )
+    return findings
 
 
 def _model_numbers(config: EngineConfig) -> dict[str, dict[str, int]]:

@@ -176,7 +176,7 @@ def _packed(
     code: grpc.StatusCode, reason: str, problems: Sequence[Problem], detail: Message, count: int
 ) -> Status:
     left_out, rest = len(problems) - count, len(problems) - _NAMED
-    first = "; ".join(f"{problem.field}: {problem.reason}" for problem in problems[:_NAMED])
+    first = "; ".join(_line(problem) for problem in problems[:_NAMED])
     more = f" (and {rest} more)" if rest > 0 else ""
     metadata = {"violations_left_out": str(left_out)} if left_out else {}
     return _assemble(code, _short(first, MAX_MESSAGE_CHARACTERS) + more, reason, metadata, [detail])
@@ -207,6 +207,10 @@ def _assemble(
         box.Pack(message_of_detail)
         packed.append(box)
     return Status(code=code.value[0], message=message, details=packed)
+
+
+def _line(problem: Problem) -> str:
+    return f"{problem.field}: {problem.reason}" if problem.field else problem.reason
 
 
 def _generation(request_id: str) -> details.ResourceInfo:

@@ -1,0 +1,77 @@
+"""Every failure has its status of the contract, with details that fit into trailers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from google.rpc import error_details_pb2 as details
+
+from ditcast_runtime import errors
+from ditcast_runtime.settings import Problem
+from ditcast_service.status import Fault, Unimplemented, status_of
+
+SOON = timedelta(seconds=2)
+MANY = tuple(Problem(f"pipeline_kwargs.{'ü' * 300}{n}", "é" * 2000) for n in range(200))
+
+CASES = [
+    (errors.InvalidRequest((Problem("width", "no"),)), 3, "INVALID_REQUEST", "BadRequest"),
+    (errors.UnsupportedRequest((Problem("a", "b"),)), 9, "UNSUPPORTED", "PreconditionFailure"),
+    (errors.PipelineRefused("no"), 3, "PIPELINE_REFUSED", "BadRequest"),
+    (errors.QueueFull(64, 64, SOON), 8, "QUEUE_FULL", "QuotaFailure RetryInfo"),
+    (errors.OutOfMemory((0, 1)), 8, "OUT_OF_MEMORY", "QuotaFailure"),
+    (errors.ReaderTimeout(), 8, "READER_TIMEOUT", ""),
+    (errors.NotServing("DRAINING", SOON), 14, "DRAINING", "RetryInfo"),
+    (errors.RanksLost(1, "rank 1 was killed", SOON), 14, "RANKS_LOST", "RetryInfo"),
+    (errors.GenerationCancelled(3), 1, "CANCELLED", ""),
+    (errors.DeadlineExceeded(3), 4, "DEADLINE_EXCEEDED", ""),
+    (errors.PipelineFailed("id", "TypeError", 2), 13, "PIPELINE_FAILED", ""),
+    (errors.NanOutput("id"), 13, "NAN_OUTPUT", ""),
+    (errors.UnknownGeneration("x"), 5, "GENERATION_NOT_FOUND", "ResourceInfo"),
+    (errors.RequestIdReused("x" * 5000), 6, "REQUEST_ID_REUSED", "ResourceInfo"),
+    (Unimplemented("Configure"), 12, "NOT_IN_THIS_VERSION", ""),
+    (Fault("id"), 13, "INTERNAL_ERROR", ""),
+    (errors.InvalidRequest(MANY), 3, "INVALID_REQUEST", "BadRequest"),
+    (errors.UnsupportedRequest(MANY), 9, "UNSUPPORTED", "PreconditionFailure"),
+    (errors.PipelineRefused("é" * 90_000), 3, "PIPELINE_REFUSED", "BadRequest"),
+]
+
+
+@pytest.mark.parametrize(("failure", "code", "reason", "extra"), CASES)
+def test_each_failure_has_its_status(
+    failure: errors.RuntimeFailure, code: int, reason: str, extra: str
+) -> None:
+    """ErrorInfo always, with our domain; beside it what the contract's table names; under 4 KiB."""
+    status = status_of(failure)
+    assert status.code == code
+    info = details.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.domain, info.reason) == ("ditcast", reason)
+    names = [each.type_url.rpartition(".")[2] for each in status.details[1:]]
+    assert " ".join(names) == extra
+    assert len(status.SerializeToString()) * 4 / 3 < 4096
+    assert len(status.message) < 1024
+
+
+def test_no_failure_is_forgotten() -> None:
+    """Every subclass of RuntimeFailure is in the table above."""
+    tested = {type(failure) for failure, *_ in CASES}
+    assert set(errors.RuntimeFailure.__subclasses__()) <= tested
+
+
+def test_thirty_two_violations_and_the_rest_is_counted() -> None:
+    """Short problems are given 32 at once, and what was left out stands in the ErrorInfo."""
+    problems = tuple(Problem(f"f{n}", "bad") for n in range(40))
+    status = status_of(errors.InvalidRequest(problems))
+    info, bad = details.ErrorInfo(), details.BadRequest()
+    status.details[0].Unpack(info)
+    status.details[1].Unpack(bad)
+    assert len(bad.field_violations) == 32
+    assert info.metadata["violations_left_out"] == "8"
+
+
+def test_steps_done_stand_in_the_details_of_what_was_stopped() -> None:
+    """Other readers of a cancelled generation learn how far it came."""
+    info = details.ErrorInfo()
+    status_of(errors.GenerationCancelled(7)).details[0].Unpack(info)
+    assert info.metadata["steps_done"] == "7"
