@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any, Protocol
 
 import diffusers
@@ -20,6 +21,7 @@ import transformers
 from ditcast_runtime.acceleration import Accelerator
 from ditcast_runtime.generation import Parameters
 from ditcast_runtime.messages import Launch
+from ditcast_runtime.preflight import check_acceleration
 
 SEEDS = 2**64
 """Seeds are taken modulo this, the range of a torch generator."""
@@ -59,7 +61,12 @@ class _DenoisingBar(tqdm.tqdm):  # type: ignore[type-arg]
         yield from super().__iter__()
         self._stages.end()
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         super().__exit__(kind, error, traceback)
         if kind is None:
             self._stages.end()
@@ -179,6 +186,14 @@ class Pipeline:
         pipe.to(device)
         report("enabling cache-dit")
         accelerator = Accelerator(pipe, launch.acceleration, launch.world_size, device)
+        check_acceleration(
+            launch.acceleration,
+            launch.world_size,
+            type(pipe).__name__,
+            pipe.components,
+            accelerator.block_lists,
+            device,
+        )
         pipeline = cls(pipe, accelerator, device)
         accelerator.enable()
         return pipeline

@@ -31,14 +31,12 @@ from ditcast_runtime import facts, logs
 from ditcast_runtime.broadcast import Ballot, ControlGroup, ControlLost
 from ditcast_runtime.channel import ChannelClosed, RankChannel
 from ditcast_runtime.errors import ConfigError
-from ditcast_runtime.execution import Execution, Left, failure_kind, two_passes
-from ditcast_runtime.generation import OutputOptions, Parameters, SeparateCfg
+from ditcast_runtime.execution import Execution, Left, failure_kind
 from ditcast_runtime.messages import (
     Alive,
     Broadcast,
     Cancel,
     CannotServe,
-    Facts,
     Failed,
     FailureKind,
     Launch,
@@ -50,12 +48,12 @@ from ditcast_runtime.messages import (
     WarmingUp,
 )
 from ditcast_runtime.pipeline import Pipeline, Stopwatch, resolve_device
+from ditcast_runtime.warm_up import warm_up
 
 log = structlog.get_logger()
 
 _ALIVE_SECONDS = 1.0
 _LAUNCH_SECONDS = 60.0
-_WARM_UP_STEPS = 2
 _PR_SET_PDEATHSIG = 1
 
 
@@ -168,57 +166,6 @@ class Rank:
         )
 
 
-class _Silent:
-    """Watches a warm-up: nobody is told."""
-
-    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
-        """Tell nobody."""
-
-    def step_ended(self, step: int, total_steps: int, timestep: float, sigma: float | None) -> None:
-        """Tell nobody."""
-
-    def denoising_ended(self) -> None:
-        """Tell nobody."""
-
-
-def _warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
-    """Run once, with two passes where there can be two, under the load's cache; then switch.
-
-    cache-dit cannot switch a sharded pipeline that never ran.
-    """
-    width, height = _warm_up_size(found)
-    taken = pipeline.signature.parameters
-    parameters = Parameters(
-        prompt="warm-up",
-        negative_prompt="" if "negative_prompt" in taken else None,
-        width=width,
-        height=height,
-        num_inference_steps=_WARM_UP_STEPS,
-        guidance_scale=5.0 if found.separate_cfg is SeparateCfg.GUIDANCE else None,
-        true_cfg_scale=4.0 if "true_cfg_scale" in taken else None,
-        seed=0,
-        num_images=1,
-        sigmas=(),
-        pipeline_kwargs={},
-        output=OutputOptions(),
-        cache=launch.acceleration.cache,
-    )
-    pipeline.run(pipeline.arguments(parameters), _Silent())
-    pipeline.clean_up(None)
-    pipeline.prepare(parameters, two_passes=two_passes(found.separate_cfg, parameters))
-
-
-def _warm_up_size(found: Facts) -> tuple[int, int]:
-    """Give the default size, made one that the group can shard: its width is what gives way."""
-    unit = found.size_multiple
-    width = found.defaults.width or found.default_width or 512
-    height = found.defaults.height or found.default_height or 512
-    columns, rows = max(1, width // unit), max(1, height // unit)
-    while (columns * rows) % found.shard_multiple:
-        columns += 1
-    return columns * unit, rows * unit
-
-
 def _die_with_the_service() -> None:
     """Have the kernel kill this process when the service dies, also while it holds the GIL."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -267,7 +214,7 @@ def _load(launch: Launch, channel: RankChannel, inbox: Inbox) -> Rank:
         found = facts.describe(pipeline, launch, digest.result(), defaults)
     channel.send(WarmingUp(epoch=launch.epoch, rank=launch.rank))
     report("warming up")
-    _warm_up(pipeline, launch, found)
+    warm_up(pipeline, launch, found)
     rank = Rank(launch, channel, control, inbox, pipeline)
     total += watch.lap()
     channel.send(Ready(epoch=launch.epoch, rank=launch.rank, facts=found, seconds=total))

@@ -1,0 +1,108 @@
+"""One run before the rank says that it is ready, and the switch to the configured cache."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ditcast_runtime.errors import ConfigError
+from ditcast_runtime.execution import two_passes
+from ditcast_runtime.generation import OutputOptions, Parameters, SeparateCfg
+from ditcast_runtime.messages import Facts, Launch
+from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.settings import Disabled, Problem
+
+_WARM_UP_STEPS = 2
+
+
+class _Silent:
+    """Watches a warm-up: nobody is told."""
+
+    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
+        """Tell nobody."""
+
+    def step_ended(self, step: int, total_steps: int, timestep: float, sigma: float | None) -> None:
+        """Tell nobody."""
+
+    def denoising_ended(self) -> None:
+        """Tell nobody."""
+
+
+def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
+    """Run once under the load's cache, then switch to the configured one and verify it.
+
+    With two passes where there can be two: cache-dit cannot switch a sharded pipeline that never
+    ran, and what a first pass allocates should not count for the first generation.
+    """
+    width, height = _warm_up_size(found)
+    taken = pipeline.signature.parameters
+    parameters = Parameters(
+        prompt="warm-up",
+        negative_prompt="" if "negative_prompt" in taken else None,
+        width=width,
+        height=height,
+        num_inference_steps=_WARM_UP_STEPS,
+        guidance_scale=5.0 if found.separate_cfg is SeparateCfg.GUIDANCE else None,
+        true_cfg_scale=4.0 if "true_cfg_scale" in taken else None,
+        seed=0,
+        num_images=1,
+        sigmas=(),
+        pipeline_kwargs={},
+        output=OutputOptions(),
+        cache=launch.acceleration.cache,
+    )
+    for prompt in _warm_up_prompts(launch):
+        changed = dataclasses.replace(parameters, prompt=prompt)
+        try:
+            pipeline.run(pipeline.arguments(changed), _Silent())
+        except AssertionError as error:
+            raise ConfigError((_unsharded(launch, str(error)),)) from error
+        pipeline.clean_up(None)
+    steps = _usual_steps(launch, found)
+    two = two_passes(found.separate_cfg, parameters)
+    pipeline.prepare(dataclasses.replace(parameters, num_inference_steps=steps), two_passes=two)
+
+
+def _warm_up_prompts(launch: Launch) -> list[str]:
+    """Give one prompt; where only some lengths can be sharded, one for each remainder.
+
+    A pipeline whose prompts vary in length then shows at the start that plain sharding is not for
+    it, instead of at the first prompt of the wrong length.
+    """
+    parallelism = launch.acceleration.parallelism
+    if parallelism is None or parallelism.ulysses_anything:
+        return ["warm-up"]
+    return ["a" + " a" * extra for extra in range(parallelism.context_parallel_degree)]
+
+
+def _unsharded(launch: Launch, reason: str) -> Problem:
+    parallelism = launch.acceleration.parallelism
+    if parallelism is None or parallelism.ulysses_anything:
+        return Problem("model", f"the warm-up failed: {reason}")
+    degree = parallelism.context_parallel_degree
+    return Problem(
+        "parallelism.ulysses_anything",
+        f"prompts of this pipeline vary in length, and {degree} ranks cannot share every length"
+        f" without it; leave it unset ({reason})",
+    )
+
+
+def _usual_steps(launch: Launch, found: Facts) -> int:
+    """Give a number of steps for which the configured cache can be applied."""
+    method = launch.acceleration.cache.method
+    mask = None if isinstance(method, Disabled) else method.steps_computation_mask
+    if isinstance(mask, tuple):
+        return len(mask)
+    defaults = {fact.name: fact.default for fact in found.parameters}
+    own = defaults.get("num_inference_steps")
+    return found.defaults.num_inference_steps or (own if isinstance(own, int) else 50)
+
+
+def _warm_up_size(found: Facts) -> tuple[int, int]:
+    """Give the default size, made one that the group can shard: its width is what gives way."""
+    unit = found.size_multiple
+    width = found.defaults.width or found.default_width or 512
+    height = found.defaults.height or found.default_height or 512
+    columns, rows = max(1, width // unit), max(1, height // unit)
+    while (columns * rows) % found.shard_multiple:
+        columns += 1
+    return columns * unit, rows * unit
