@@ -333,6 +333,15 @@ async def test_a_reader_that_leaves_cancels(server: Scripted, tmp_path: Path) ->
     assert len(server.service.cancelled) == 1
 
 
+async def test_a_reader_that_leaves_is_no_traceback(server: Scripted, tmp_path: Path) -> None:
+    """Output that nobody reads any more is no fault of the command."""
+    process = await start(server, "info", folder=tmp_path)
+    assert process.stdout is not None
+    process.stdout._transport.close()  # type: ignore[attr-defined]
+    done = await finish(process)
+    assert (done.code, done.err) == (130, "")
+
+
 async def test_info(server: Scripted, tmp_path: Path) -> None:
     """`info` shows capabilities and configuration, for eyes and for programs."""
     done = await ditcast(server, "info", folder=tmp_path)

@@ -22,8 +22,8 @@ from ditcast_client.errors import DitcastError
 from ditcast_client.report import error_text
 
 GROUP: Final = "ditcast.commands"
-_SERVER_COMMANDS: Final = ("bench", "serve", "tune")
-"""Commands that come with the server; known here so that their absence can be explained."""
+_SERVER_COMMANDS: Final = ("serve",)
+"""What a server brings in any case; known here so that its absence can be explained."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +76,8 @@ def _run_own(arguments: list[str]) -> int:
         )
     options = parser.parse_args(arguments)
     try:
-        return COMMANDS[options.command].run(options)
+        code = COMMANDS[options.command].run(options)
+        sys.stdout.flush()  # Here and not at exit, where a reader that left would make a traceback.
     except DitcastError as err:
         print(error_text(err), file=sys.stderr)
         return exits.exit_code(err)
@@ -90,10 +91,11 @@ def _run_own(arguments: list[str]) -> int:
         # when the interpreter flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.CANCELLED
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    joined = [f"  {name}" for name in sorted({*joined_commands(), *_SERVER_COMMANDS[1:2]})]
+    joined = [f"  {name}" for name in sorted({*joined_commands(), *_SERVER_COMMANDS})]
     parser = argparse.ArgumentParser(
         prog="ditcast",
         description="Generate with a ditcast server, and look after it.",

@@ -34,7 +34,7 @@ def print_tables(capabilities: Capabilities, configuration: Configuration) -> No
     if not console.is_terminal:
         console.width = _PIPE_COLUMNS
     accepted = ("name", "type", "default", "range", "given in")
-    for table in (
+    tables = (
         _table("Server", ("", ""), _server_rows(capabilities)),
         _table("Parameters", accepted, _parameters(capabilities)),
         _table("Limits", ("", ""), _limits(capabilities.limits)),
@@ -42,8 +42,11 @@ def print_tables(capabilities: Capabilities, configuration: Configuration) -> No
         _table(
             f"Configuration, revision {configuration.revision}", ("", ""), rows_of(configuration)
         ),
-    ):
-        console.print(table)
+    )
+    # Captured, because rich itself would end the process with 1 where the reader of a pipe left.
+    with console.capture() as capture:
+        console.print(*tables, sep="")
+    print(capture.get(), end="")
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
