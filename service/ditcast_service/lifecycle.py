@@ -36,15 +36,15 @@ async def live(config: ServerConfig) -> int:
     """Serve until a signal or the end of the engine; give the exit code."""
     json_logs = _wants_json(config)
     logs.configure(json_logs=json_logs, level=config.log_level)
-    engine = Engine(config, encode, json_logs=json_logs, log_level=config.log_level)
-    health = Health()
-    engine.on_phase(health.follow)
-    server = edge.build(config, DiffusionServicer(engine, config), health)
+    server = edge.build(config)
     try:
         addresses = edge.listen(server, config.listen)
     except ConfigError as error:
-        await engine.stop()
         return _say(error)
+    engine = Engine(config, encode, json_logs=json_logs, log_level=config.log_level)
+    health = Health()
+    engine.on_phase(health.follow)
+    edge.register(server, DiffusionServicer(engine, config), health)
     await server.start()
     _log.info("listening", addresses=addresses, model=config.model_id)
     with _signals() as signals:

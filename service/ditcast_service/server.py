@@ -24,16 +24,19 @@ _PING_TOLERANCE_SECONDS = 5
 """Pings are timed by the client and jitter on the way: exactly 30 s would end honest clients."""
 
 
-def build(config: ServerConfig, servicer: DiffusionServicer, health: Health) -> aio.Server:
-    """Give a server with all services registered and no port yet."""
-    server = aio.server(interceptors=(Edge(),), options=_options(config))
+def build(config: ServerConfig) -> aio.Server:
+    """Give a server without ports and services."""
+    return aio.server(interceptors=(Edge(),), options=_options(config))
+
+
+def register(server: aio.Server, servicer: DiffusionServicer, health: Health) -> None:
+    """Add all services; before the server starts."""
     diffusion_service_pb2_grpc.add_DiffusionServiceServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     channelz.add_channelz_servicer(server)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     names = (SERVICE, health_name, "grpc.channelz.v1.Channelz", reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-    return server
 
 
 def listen(server: aio.Server, addresses: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from tests.service.fakes import FakeEngine
 from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
 from ditcast_service.config import ServerConfig
 from ditcast_service.health import Health
-from ditcast_service.server import build, listen
+from ditcast_service.server import build, listen, register
 from ditcast_service.servicer import DiffusionServicer
 
 if TYPE_CHECKING:  # It is there for type checkers alone.
@@ -42,7 +42,8 @@ async def served(config: ServerConfig) -> AsyncIterator[Served]:
     """Serve on a free port of this machine."""
     engine = FakeEngine()
     health = Health()
-    server = build(config, DiffusionServicer(engine, config), health)
+    server = build(config)
+    register(server, DiffusionServicer(engine, config), health)
     [address] = listen(server, ["127.0.0.1:0"])
     await server.start()
     try:

@@ -18,14 +18,16 @@ from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
 from ditcast_runtime.errors import ConfigError
 from ditcast_service.config import ServerConfig
 from ditcast_service.health import Health
-from ditcast_service.server import build, listen
+from ditcast_service.server import build, listen, register
 from ditcast_service.servicer import DiffusionServicer
 
 
 def made() -> aio.Server:
     """Build a server that listens nowhere yet."""
     config = ServerConfig()
-    return build(config, DiffusionServicer(FakeEngine(), config), Health())
+    server = build(config)
+    register(server, DiffusionServicer(FakeEngine(), config), Health())
+    return server
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
