@@ -99,6 +99,7 @@ class Accelerator:
 
         Raises:
             SettingsDiffer: it was told to and does not.
+            ValueError: cache-dit refused the settings, and nothing is cached now.
         """
         self._two_passes = two_passes
         self._counters = [_Counters() for _ in self.block_lists]
@@ -113,11 +114,20 @@ class Accelerator:
         cache_dit.disable_cache(self._pipe)
         config, calibrator = _configs(settings, num_inference_steps)
         if config is not None:
-            # Parallelism, quantisation and attention stay out: they are in place, and a second
-            # time would shard what is sharded.
-            cache_dit.enable_cache(self._pipe, cache_config=config, calibrator_config=calibrator)
+            self._enable_cache(config, calibrator)
         self._verify(config, calibrator)
         self._held = wanted
+
+    def _enable_cache(self, config: Any, calibrator: Any) -> None:
+        # Parallelism, quantisation and attention stay out: they are in place, and a second time
+        # would shard what is sharded.
+        try:
+            cache_dit.enable_cache(self._pipe, cache_config=config, calibrator_config=calibrator)
+        except (AssertionError, ValueError, TypeError) as error:
+            cache_dit.disable_cache(self._pipe)
+            # Raises if marks of the half-done call are left: then only a reload helps.
+            self._verify(None, None)
+            raise ValueError(f"cache-dit refused the settings: {error}") from error
 
     def decisions(self) -> tuple[TransformerDecision, ...]:
         """Say what the cache did in the step that just ended, for each block list that ran."""

@@ -85,7 +85,8 @@ RunReport = Denoising | Step | ReceivedOutput | Failed | Ended
 class _Member:
     process: asyncio.subprocess.Process
     channel: ServiceChannel
-    last_seen: float
+    last_seen: float | None
+    """When its last report came; None before the first, while it only imports."""
 
 
 class Group:
@@ -230,7 +231,7 @@ class Group:
             lambda report, descriptor: self._receive(rank, report, descriptor),
             lambda reason: self._channel_closed(rank, reason),
         )
-        self._members.append(_Member(process, channel, self._loop.time()))
+        self._members.append(_Member(process, channel, None))
         channel.send(self._launch(rank))
 
     @property
@@ -310,7 +311,8 @@ class Group:
         while True:
             await asyncio.sleep(1.0)
             for rank, member in enumerate(self._members):
-                silence = self._loop.time() - member.last_seen
+                now = self._loop.time()
+                silence = now - (now if member.last_seen is None else member.last_seen)
                 if silence > self._config.alive_timeout:
                     self._lose(f"rank {rank} gave no sign of life for {silence:.0f} s")
 
