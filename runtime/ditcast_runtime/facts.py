@@ -96,6 +96,7 @@ def describe(
     sharded = parallelism is not None and launch.world_size > 1
     return Facts(
         pipeline_class=type(pipeline.pipe).__name__,
+        scheduler_class=_class_name(getattr(pipeline.pipe, "scheduler", None)),
         weights_digest=digest,
         device=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -180,6 +181,10 @@ def _refuse_unknown(content: object, known: set[str]) -> None:
     unknown = sorted(str(key) for key in content if key not in known)
     if unknown:
         raise msgspec.ValidationError(f"unknown keys {unknown}; known are {sorted(known)}")
+
+
+def _class_name(component: object) -> str:
+    return "" if component is None else type(component).__name__
 
 
 def _parameters(signature: inspect.Signature) -> tuple[ParameterFact, ...]:
@@ -301,13 +306,11 @@ def _parallel_modes(pipeline: Pipeline) -> tuple[Support, ...]:
         else f"cache-dit does not know {type(pipeline.pipe).__name__}"
     )
     cpu = pipeline.device.type == "cpu"
-    float8 = unknown or ("float8 communication needs CUDA" if cpu else "")
-    asynchronous = unknown or ("overlapping communication needs CUDA" if cpu else "")
+    ring = unknown or ("ring attention of cache-dit has no kernel for a CPU" if cpu else "")
+    float8 = unknown or ("float8 communication needs an accelerator" if cpu else "")
+    anywhere = ("ulysses", "ulysses_anything", "ulysses_async", "tensor", "text_encoder", "vae")
     return (
-        *(
-            Support(name=name, possible=not unknown, reason=unknown)
-            for name in ("ulysses", "ulysses_anything", "ring", "tensor", "text_encoder", "vae")
-        ),
+        *(Support(name=name, possible=not unknown, reason=unknown) for name in anywhere),
+        Support(name="ring", possible=not ring, reason=ring),
         Support(name="ulysses_float8", possible=not float8, reason=float8),
-        Support(name="ulysses_async", possible=not asynchronous, reason=asynchronous),
     )
