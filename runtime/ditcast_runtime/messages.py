@@ -107,6 +107,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the ranks found out about the loaded pipeline; feeds validation and GetCapabilities."""
 
     pipeline_class: str
+    scheduler_class: str = ""
+    """Empty: the pipeline has none."""
     weights_digest: str
     device: str
     device_name: str

@@ -1,4 +1,4 @@
-# ruff: noqa: N802 (methods are called as the contract calls them)
+# ruff: noqa: ARG002, N802 (methods and parameters are called as the contract calls them)
 """The RPCs of the contract: each asks the engine and translates, and decides nothing itself.
 
 Failures leave as exceptions; `interceptors` makes statuses of them.
@@ -130,7 +130,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     async def CancelGeneration(
         self,
         request: pb.CancelGenerationRequest,
-        _context: aio.ServicerContext[pb.CancelGenerationRequest, pb.CancelGenerationResponse],
+        context: aio.ServicerContext[pb.CancelGenerationRequest, pb.CancelGenerationResponse],
     ) -> pb.CancelGenerationResponse:
         """End a generation; answers at once with the state that it met."""
         problems: list[Problem] = []
@@ -144,8 +144,8 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
 
     async def GetCapabilities(
         self,
-        _request: pb.GetCapabilitiesRequest,
-        _context: aio.ServicerContext[pb.GetCapabilitiesRequest, pb.GetCapabilitiesResponse],
+        request: pb.GetCapabilitiesRequest,
+        context: aio.ServicerContext[pb.GetCapabilitiesRequest, pb.GetCapabilitiesResponse],
     ) -> pb.GetCapabilitiesResponse:
         """Answer what the loaded pipeline takes; UNAVAILABLE until it is loaded."""
         found = capabilities(self._engine.facts, self._config, self._engine.configuration)
@@ -153,26 +153,26 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
 
     async def GetConfiguration(
         self,
-        _request: pb.GetConfigurationRequest,
-        _context: aio.ServicerContext[pb.GetConfigurationRequest, pb.GetConfigurationResponse],
+        request: pb.GetConfigurationRequest,
+        context: aio.ServicerContext[pb.GetConfigurationRequest, pb.GetConfigurationResponse],
     ) -> pb.GetConfigurationResponse:
         """Answer what is in force, with every default filled in."""
         message = configuration_to_proto(self._engine.configuration)
         return pb.GetConfigurationResponse(configuration=message)
 
     async def WatchGeneration(  # type: ignore[override]
-        self, _request: pb.WatchGenerationRequest, _context: object
+        self, request: pb.WatchGenerationRequest, context: object
     ) -> NoReturn:
         """Refuse: not in this version."""
         raise Unimplemented("WatchGeneration")
 
     async def ListGenerations(
-        self, _request: pb.ListGenerationsRequest, _context: object
+        self, request: pb.ListGenerationsRequest, context: object
     ) -> NoReturn:
         """Refuse: not in this version."""
         raise Unimplemented("ListGenerations")
 
-    async def Configure(self, _request: pb.ConfigureRequest, _context: object) -> NoReturn:
+    async def Configure(self, request: pb.ConfigureRequest, context: object) -> NoReturn:
         """Refuse: not in this version."""
         raise Unimplemented("Configure")
 

@@ -165,11 +165,11 @@ def _fitted(code: grpc.StatusCode, reason: str, problems: Sequence[Problem], pac
     most = min(len(problems), MAX_VIOLATIONS)
     attempts = [(length, most) for length in REASON_CHARACTERS]
     attempts += [(REASON_CHARACTERS[-1], count) for count in range(most - 1, 0, -1)]
-    for length, count in attempts:
-        status = _packed(code, reason, problems, pack(length, count), count)
-        if status.ByteSize() <= MAX_STATUS_BYTES:
-            return status
-    return status
+    statuses = (
+        _packed(code, reason, problems, pack(length, count), count) for length, count in attempts
+    )
+    # The last attempt, one violation of a bounded length, always fits.
+    return next(status for status in statuses if status.ByteSize() <= MAX_STATUS_BYTES)
 
 
 def _packed(

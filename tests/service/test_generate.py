@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -40,7 +40,7 @@ def rich(error: aio.AioRpcError) -> Status:
     """Read the details of a status."""
     metadata = error.trailing_metadata()
     assert metadata is not None
-    return Status.FromString(metadata["grpc-status-details-bin"])
+    return Status.FromString(cast("bytes", metadata["grpc-status-details-bin"]))
 
 
 def reason(error: aio.AioRpcError) -> str:

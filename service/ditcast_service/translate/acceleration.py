@@ -232,7 +232,8 @@ def _read_quantize(message: pb.QuantizeConfig) -> dict[str, Any]:
     if message.HasField("svdq_kwargs"):
         svdq = _read(message.svdq_kwargs)
         nulls = {name: None for name, zero in _NULL_AS_ZERO.items() if svdq.get(name) == zero}
-        options["svdq_kwargs"] = SvdqKwargs(**(svdq | nulls))
+        svdq.update(nulls)
+        options["svdq_kwargs"] = SvdqKwargs(**svdq)
     return options
 
 
