@@ -169,9 +169,8 @@ class Accelerator:
         if self._acceleration.attention_backend is not None:
             options["attention_backend"] = self._acceleration.attention_backend
         if self._acceleration.quantize is not None:
-            options["quantize_config"] = cache_dit.QuantizeConfig(
-                **quantize_options(self._acceleration.quantize)
-            )
+            quantize: dict[str, Any] = quantize_options(self._acceleration.quantize)
+            options["quantize_config"] = cache_dit.QuantizeConfig(**quantize)
         return options
 
     def _verify(self, config: Any, calibrator: Any) -> None:
@@ -225,7 +224,8 @@ def _find_block_lists(pipe: Any) -> tuple[BlockList, ...]:
     """List the blocks that cache-dit's registry knows of this pipeline, if it knows it."""
     if not BlockAdapterRegister.is_supported(pipe):
         return ()
-    adapter = BlockAdapter.normalize(BlockAdapterRegister.get_adapter(pipe), unique=False)
+    known: Any = BlockAdapterRegister.get_adapter(pipe)
+    adapter: Any = BlockAdapter.normalize(known, unique=False)
     components = {id(module): name for name, module in pipe.components.items()}
     found = []
     for transformer, lists, names in zip(
@@ -275,7 +275,8 @@ def _calibrator(settings: CacheSettings) -> CalibratorConfig | None:
 
 
 def _parallelism_config(settings: ParallelismSettings) -> Any:
-    return cache_dit.ParallelismConfig(**parallelism_options(settings))
+    options: dict[str, Any] = parallelism_options(settings)
+    return cache_dit.ParallelismConfig(**options)
 
 
 @contextlib.contextmanager

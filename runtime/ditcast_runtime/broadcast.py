@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import torch
@@ -47,9 +48,9 @@ class ControlGroup:
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank = rank
         self.world_size = world_size
-        self._group = (
-            dist.new_group(backend="gloo", timeout=_IDLE_TIMEOUT) if world_size > 1 else None
-        )
+        self._group: Any = None
+        if world_size > 1:
+            self._group = dist.new_group(backend="gloo", timeout=_IDLE_TIMEOUT)
         self._decoder: msgspec.msgpack.Decoder[Broadcast] = msgspec.msgpack.Decoder(Broadcast)
         self._ballot = torch.zeros(1, dtype=torch.int64)
 

@@ -17,6 +17,7 @@ import diffusers
 import torch
 import tqdm
 import transformers
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ditcast_runtime.acceleration import Accelerator
 from ditcast_runtime.generation import Parameters
@@ -176,7 +177,7 @@ class Pipeline:
         # What it warns of in a generation is refused before, or a warning event of the generation.
         diffusers.utils.logging.set_verbosity_error()
         with _component_progress(report):
-            pipe = diffusers.DiffusionPipeline.from_pretrained(
+            pipe = DiffusionPipeline.from_pretrained(
                 launch.model,
                 revision=launch.model_revision or None,
                 torch_dtype=resolve_dtype(launch.dtype, device),
