@@ -274,7 +274,7 @@ def _failure(request_id: str, failures: list[Failed]) -> RuntimeFailure:
         ranks = (f.rank for f in failures if f.kind is FailureKind.OUT_OF_MEMORY)
         return OutOfMemory(tuple(sorted(ranks)))
     if FailureKind.REFUSED in kinds:
-        return PipelineRefused(first.message)
+        return PipelineRefused(first.field, first.message)
     error_id = uuid.uuid4().hex
     log.error(
         "generation failed on the ranks",

@@ -136,10 +136,12 @@ class PipelineRefused(RuntimeFailure):
     """The pipeline's own checks refused the arguments, before any step ran.
 
     Attributes:
+        field: the request's field that they refused, as far as it can be told.
         reason: the pipeline's words.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, field: str, reason: str) -> None:
+        self.field = field
         self.reason = reason
         super().__init__(f"The pipeline refused the arguments: {reason}")
 

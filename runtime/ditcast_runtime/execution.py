@@ -6,8 +6,10 @@ than GO_ON, or the verdict at the end, is the generation's last vote on every ra
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
+import re
 import resource
 from collections.abc import Callable
 
@@ -20,7 +22,7 @@ from ditcast_runtime.channel import RankChannel
 from ditcast_runtime.events import RankMemory
 from ditcast_runtime.generation import Parameters, SeparateCfg
 from ditcast_runtime.messages import Denoising, Ended, FailureKind, Outcome, Output, Run, Step
-from ditcast_runtime.pipeline import NotFinite, Pipeline, Stopwatch
+from ditcast_runtime.pipeline import NotFinite, Pipeline, ScheduleRefused, Stopwatch
 
 
 class Left(BaseException):
@@ -161,6 +163,21 @@ class Execution:
             os.close(descriptor)
 
 
+def refused_field(error: Exception, parameters: Parameters) -> str:
+    """Name the request's field that a refusal is about: one that its message names, if any does.
+
+    It only helps the reader; what becomes of the generation does not depend on the text.
+    """
+    if isinstance(error, ScheduleRefused):
+        return "sigmas" if parameters.sigmas else "num_inference_steps"
+    words = set(re.findall(r"\w+", str(error)))
+    for name in parameters.pipeline_kwargs:
+        if name in words:
+            return f"pipeline_kwargs.{name}"
+    own = (field.name for field in dataclasses.fields(parameters))
+    return next((name for name in own if name in words), "pipeline_kwargs")
+
+
 def two_passes(rule: SeparateCfg, parameters: Parameters) -> bool:
     """Say whether each step of this generation makes two forward passes."""
     return rule.two_passes(
@@ -179,6 +196,8 @@ def failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
             return FailureKind.NAN_OUTPUT
         case SettingsDiffer():
             return FailureKind.SETTINGS_DIFFER
+        case ScheduleRefused():
+            return FailureKind.REFUSED
         case ValueError() | TypeError() if not prepared:
             return FailureKind.REFUSED
         case _:

@@ -239,6 +239,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kind: FailureKind
     error_type: str
     message: str
+    field: str = ""
+    """The request's field that was refused; empty for other failures."""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):

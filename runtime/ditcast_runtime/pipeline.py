@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -32,6 +33,10 @@ _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 class NotFinite(Exception):
     """The output holds NaN or infinity."""
+
+
+class ScheduleRefused(Exception):
+    """The scheduler makes noise levels that are not finite of these steps, as some do of one."""
 
 
 class Watcher(Protocol):
@@ -102,6 +107,9 @@ class _Stages:
             tuple(float(value) for value in sigmas.tolist()) if sigmas is not None else ()
         )
         self._total = int(total or 0) or len(self._timesteps)
+        if not all(math.isfinite(level) for level in (*self._timesteps, *self._sigmas)):
+            count = len(self._timesteps)
+            raise ScheduleRefused(f"the scheduler has no finite noise levels for {count} steps")
         self._watcher.denoising_began(self._sigmas)
 
     def step_ended(self, _pipe: Any, index: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:

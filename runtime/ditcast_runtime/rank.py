@@ -31,7 +31,7 @@ from ditcast_runtime import facts, logs
 from ditcast_runtime.broadcast import Ballot, ControlGroup, ControlLost
 from ditcast_runtime.channel import ChannelClosed, RankChannel
 from ditcast_runtime.errors import ConfigError
-from ditcast_runtime.execution import Execution, Left, failure_kind
+from ditcast_runtime.execution import Execution, Left, failure_kind, refused_field
 from ditcast_runtime.messages import (
     Alive,
     Broadcast,
@@ -162,6 +162,9 @@ class Rank:
                 kind=kind,
                 error_type=type(error).__name__,
                 message=str(error)[:2000],
+                field=refused_field(error, execution.command.parameters)
+                if kind is FailureKind.REFUSED
+                else "",
             )
         )
 

@@ -67,8 +67,10 @@ def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a tab
             return _invalid(problems)
         case errors.UnsupportedRequest(problems=problems):
             return _unsupported(problems)
-        case errors.PipelineRefused(reason=reason):
-            violation = details.BadRequest.FieldViolation(description=_short(reason, 400))
+        case errors.PipelineRefused(field=field, reason=reason):
+            violation = details.BadRequest.FieldViolation(
+                field=field, description=_short(reason, 400)
+            )
             refused = details.BadRequest(field_violations=[violation])
             return _status(grpc.StatusCode.INVALID_ARGUMENT, failure, "PIPELINE_REFUSED", refused)
         case errors.UnknownGeneration(request_id=request_id):

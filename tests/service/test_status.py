@@ -17,7 +17,7 @@ MANY = tuple(Problem(f"pipeline_kwargs.{'ü' * 300}{n}", "é" * 2000) for n in r
 CASES = [
     (errors.InvalidRequest((Problem("width", "no"),)), 3, "INVALID_REQUEST", "BadRequest"),
     (errors.UnsupportedRequest((Problem("a", "b"),)), 9, "UNSUPPORTED", "PreconditionFailure"),
-    (errors.PipelineRefused("no"), 3, "PIPELINE_REFUSED", "BadRequest"),
+    (errors.PipelineRefused("pipeline_kwargs", "no"), 3, "PIPELINE_REFUSED", "BadRequest"),
     (errors.QueueFull(64, 64, SOON), 8, "QUEUE_FULL", "QuotaFailure RetryInfo"),
     (errors.OutOfMemory((0, 1)), 8, "OUT_OF_MEMORY", "QuotaFailure"),
     (errors.ReaderTimeout(), 8, "READER_TIMEOUT", ""),
@@ -33,7 +33,7 @@ CASES = [
     (Fault("id"), 13, "INTERNAL_ERROR", ""),
     (errors.InvalidRequest(MANY), 3, "INVALID_REQUEST", "BadRequest"),
     (errors.UnsupportedRequest(MANY), 9, "UNSUPPORTED", "PreconditionFailure"),
-    (errors.PipelineRefused("é" * 90_000), 3, "PIPELINE_REFUSED", "BadRequest"),
+    (errors.PipelineRefused("pipeline_kwargs", "é" * 90_000), 3, "PIPELINE_REFUSED", "BadRequest"),
 ]
 
 
