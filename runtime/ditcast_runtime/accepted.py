@@ -6,10 +6,39 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from ditcast_runtime.event_log import EventLog
 from ditcast_runtime.events import Event, RequestWarning, StepCompleted
-from ditcast_runtime.generation import Parameters, State
+from ditcast_runtime.generation import Parameters, Priority, State
+
+Settle = Callable[[], tuple[Parameters, tuple[RequestWarning, ...]]]
+"""Settles a request anew under the configuration in force; raises InvalidRequest or
+UnsupportedRequest where it can no longer run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What the edge hands over: a request that is settled, and how its reader wants it treated."""
+
+    request_id: str
+    identity: str = ""
+    """Who asks; ids and lists are each caller's own. Empty: nobody authenticates."""
+    digest: bytes
+    """Of the request's content, to tell the same from other content under one id."""
+    parameters: Parameters
+    warnings: tuple[RequestWarning, ...] = ()
+    """What its reader should know once it starts."""
+    revision: int
+    """Of the configuration under which the parameters were settled."""
+    settle: Settle
+    timeout: float | None = None
+    """Seconds from now after which it ends with DeadlineExceeded; None: no limit."""
+    priority: Priority = Priority.NORMAL
+    continues: bool = False
+    """Whether it goes on without any reader."""
+    reattach_window: float = 0.0
+    """Seconds that it goes on without a reader before it is cancelled."""
 
 
 class Generation:
@@ -17,17 +46,15 @@ class Generation:
 
     def __init__(
         self,
-        request_id: str,
-        digest: bytes,
-        parameters: Parameters,
-        warnings: tuple[RequestWarning, ...],
+        submission: Submission,
         on_abandoned: Callable[[Generation], None],
         silence: float,
     ) -> None:
-        self.request_id = request_id
-        self.digest = digest
-        self.parameters = parameters
-        self.warnings = warnings
+        self.submission = submission
+        self.parameters = submission.parameters
+        self.warnings = submission.warnings
+        self.revision = submission.revision
+        self.attempt = 1
         self.log = EventLog()
         self.state = State.QUEUED
         self.number = 0
@@ -39,6 +66,11 @@ class Generation:
         self._on_abandoned = on_abandoned
         self._silence = silence
         self._readers = 0
+
+    @property
+    def request_id(self) -> str:
+        """The caller's id for it."""
+        return self.submission.request_id
 
     @property
     def last_sequence(self) -> int:

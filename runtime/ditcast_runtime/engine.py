@@ -17,19 +17,18 @@ from pathlib import Path
 
 import structlog
 
-from ditcast_runtime.accepted import Generation
+from ditcast_runtime.accepted import Generation, Submission
 from ditcast_runtime.config import Configuration, EngineConfig, GenerationDefaults
 from ditcast_runtime.delivery import Delivery, Encode
 from ditcast_runtime.dispatcher import Dispatcher
 from ditcast_runtime.errors import ConfigError, NotServing, RanksLost
-from ditcast_runtime.events import RequestWarning
-from ditcast_runtime.generation import OutputDigest, Parameters, Receipt, State
+from ditcast_runtime.generation import OutputDigest, Receipt, State
 from ditcast_runtime.group import Group
 from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.messages import Facts
 from ditcast_runtime.settings import resolve_parallelism
 
-__all__ = ["Encode", "Engine", "Generation", "Phase"]
+__all__ = ["Encode", "Engine", "Generation", "Phase", "Submission"]
 
 log = structlog.get_logger()
 
@@ -139,38 +138,28 @@ class Engine:
         """Generations that wait."""
         return len(self._ledger)
 
-    def submit(
-        self,
-        request_id: str,
-        digest: bytes,
-        parameters: Parameters,
-        warnings: tuple[RequestWarning, ...],
-        timeout: float | None,
-    ) -> Generation:
-        """Accept a generation, or give the one that this id stands for already.
-
-        Args:
-            request_id: the caller's idempotency key.
-            digest: of the request's content, to tell the same from other content.
-            parameters: everything settled.
-            warnings: what its reader should know once it starts.
-            timeout: seconds after which it ends with DeadlineExceeded; None: no limit.
+    def submit(self, submission: Submission) -> Generation:
+        """Accept a generation, or give the one that its id stands for already.
 
         Raises:
             RequestIdReused: the id stands for other content.
             NotServing: before the first SERVING and while draining.
             QueueFull: nothing more may wait.
         """
-        known = self._ledger.same(request_id, digest)
+        known = self._ledger.same(submission)
         if known is not None:
             return known
         if self.phase not in {Phase.SERVING, Phase.RESTARTING}:
             raise NotServing(self.phase.name, self._dispatcher.start_estimate)
-        return self._ledger.admit(request_id, digest, parameters, warnings, timeout)
+        return self._ledger.admit(submission)
 
-    def cancel(self, request_id: str) -> State:
+    def find(self, request_id: str, identity: str = "") -> Generation:
+        """Give a caller's generation; UnknownGeneration if there is none of this id of theirs."""
+        return self._ledger.find(request_id, identity)
+
+    def cancel(self, request_id: str, identity: str = "") -> State:
         """Cancel a generation, and answer the state it met; UnknownGeneration if there is none."""
-        generation = self._ledger.find(request_id)
+        generation = self._ledger.find(request_id, identity)
         met = generation.state
         self._ledger.cancel(generation)
         return met

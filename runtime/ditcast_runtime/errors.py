@@ -198,6 +198,30 @@ class RequestIdReused(RuntimeFailure):
         super().__init__(f"request_id {request_id!r} was used with other content.")
 
 
+class ChangeRefused(RuntimeFailure):
+    """The ranks, or cache-dit on them, refused a configuration; the old one is in force.
+
+    Attributes:
+        problems: what they refused, by field.
+    """
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{problem.field}: {problem.reason}" for problem in problems))
+
+
+class ReloadFailed(RuntimeFailure):
+    """The ranks could not be loaded with a configuration; the old one is back in force.
+
+    Attributes:
+        cause: what was seen.
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"The reload failed, and the old configuration is back: {cause}")
+
+
 class ReaderTimeout(RuntimeFailure):
     """The reader took nothing for longer than `reader_timeout`."""
 

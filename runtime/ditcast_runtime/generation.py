@@ -29,6 +29,14 @@ class State(enum.StrEnum):
         return self in {State.SUCCEEDED, State.CANCELLED, State.FAILED}
 
 
+class Priority(enum.IntEnum):
+    """Place in the queue; a higher one goes first, within what keeps the others from starving."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
+
+
 class OutputFormat(enum.StrEnum):
     """How outputs are encoded; the value is the name of the format in the contract."""
 
@@ -66,6 +74,11 @@ class Request:
     cache: CacheSettings | None = None
     timeout: float | None = None
     """Seconds from acceptance."""
+    priority: Priority = Priority.NORMAL
+    continues: bool = False
+    """Whether it goes on without any reader."""
+    reattach_window: float = 0.0
+    """Seconds that it goes on without a reader before it is cancelled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

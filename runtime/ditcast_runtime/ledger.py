@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 
-from ditcast_runtime.accepted import Generation
+from ditcast_runtime.accepted import Generation, Submission
 from ditcast_runtime.config import EngineConfig
 from ditcast_runtime.errors import (
     DeadlineExceeded,
@@ -22,8 +22,8 @@ from ditcast_runtime.errors import (
     RuntimeFailure,
     UnknownGeneration,
 )
-from ditcast_runtime.events import Queued, RequestWarning
-from ditcast_runtime.generation import Parameters, State
+from ditcast_runtime.events import Queued
+from ditcast_runtime.generation import State
 from ditcast_runtime.scheduler import Durations, Scheduler
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class Ledger:
         self._config = config
         self._on_ended_running = on_ended_running
         self._scheduler: Scheduler[Generation] = Scheduler(config.queue_capacity)
-        self._known: OrderedDict[str, Generation] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Generation] = OrderedDict()
         self.durations = Durations()
         self.running: Generation | None = None
         self.work = asyncio.Event()
@@ -57,39 +57,30 @@ class Ledger:
         """Give how many wait."""
         return len(self._scheduler)
 
-    def find(self, request_id: str) -> Generation:
-        """Give the generation that an id stands for; UnknownGeneration if there is none."""
-        generation = self._known.get(request_id)
+    def find(self, request_id: str, identity: str) -> Generation:
+        """Give a caller's generation; UnknownGeneration if there is none of this id of theirs."""
+        generation = self._known.get((identity, request_id))
         if generation is None:
             raise UnknownGeneration(request_id)
         return generation
 
-    def same(self, request_id: str, digest: bytes) -> Generation | None:
+    def same(self, submission: Submission) -> Generation | None:
         """Give the generation of this id, if any; RequestIdReused if its content is another."""
-        known = self._known.get(request_id)
-        if known is not None and known.digest != digest:
-            raise RequestIdReused(request_id)
+        known = self._known.get(_key(submission))
+        if known is not None and known.submission.digest != submission.digest:
+            raise RequestIdReused(submission.request_id)
         return known
 
-    def admit(
-        self,
-        request_id: str,
-        digest: bytes,
-        parameters: Parameters,
-        warnings: tuple[RequestWarning, ...],
-        timeout: float | None,
-    ) -> Generation:
+    def admit(self, submission: Submission) -> Generation:
         """Queue a new generation; QueueFull if no more may wait."""
         if self._scheduler.full:
             retry = timedelta(seconds=self.durations.median(_GENERATION) or _UNKNOWN_SECONDS)
             raise QueueFull(len(self._scheduler), self._scheduler.capacity, retry)
-        generation = Generation(
-            request_id, digest, parameters, warnings, self.cancel, self._config.heartbeat_interval
-        )
-        if timeout is not None:
+        generation = Generation(submission, self.cancel, self._config.heartbeat_interval)
+        if submission.timeout is not None:
             loop = asyncio.get_running_loop()
-            generation.deadline = loop.call_later(timeout, self._expire, generation)
-        self._known[request_id] = generation
+            generation.deadline = loop.call_later(submission.timeout, self._expire, generation)
+        self._known[_key(submission)] = generation
         self._scheduler.add(generation)
         generation.log.append(self._queued(len(self._scheduler) - 1))
         self.work.set()
@@ -165,8 +156,9 @@ class Ledger:
             self._forget(known)
 
     def _forget(self, generation: Generation) -> None:
-        if self._known.get(generation.request_id) is generation:
-            del self._known[generation.request_id]
+        key = _key(generation.submission)
+        if self._known.get(key) is generation:
+            del self._known[key]
 
     def _tell_positions(self) -> None:
         for position, generation in enumerate(self._scheduler):
@@ -178,3 +170,7 @@ class Ledger:
             return Queued(position=position)
         ahead = position + (1 if self.running is not None else 0)
         return Queued(position=position, estimated_wait=ahead * seconds)
+
+
+def _key(submission: Submission) -> tuple[str, str]:
+    return (submission.identity, submission.request_id)

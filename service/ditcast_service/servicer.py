@@ -7,6 +7,7 @@ Failures leave as exceptions; `interceptors` makes statuses of them.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -17,6 +18,7 @@ from grpc import aio
 from ditcast.v1 import diffusion_service_pb2 as pb
 from ditcast.v1 import diffusion_service_pb2_grpc
 from ditcast.v1.generation_pb2 import GenerationEvent
+from ditcast_runtime.accepted import Submission
 from ditcast_runtime.config import Configuration
 from ditcast_runtime.errors import InvalidRequest, ReaderTimeout
 from ditcast_runtime.events import Event, RequestWarning, Started
@@ -79,18 +81,11 @@ class Engine(Protocol):
         """What is in force."""
         ...
 
-    def submit(
-        self,
-        request_id: str,
-        digest: bytes,
-        parameters: Parameters,
-        warnings: tuple[RequestWarning, ...],
-        timeout: float | None,
-    ) -> Generation:
+    def submit(self, submission: Submission) -> Generation:
         """Take a generation; raises QueueFull, NotServing or RequestIdReused."""
         ...
 
-    def cancel(self, request_id: str) -> State:
+    def cancel(self, request_id: str, identity: str = "") -> State:
         """End a generation and give the state it was in; raises UnknownGeneration."""
         ...
 
@@ -114,15 +109,11 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
             line.prompt = request.prompt
         # At once: proxies and clients time the headers, and the first event may wait for a queue.
         await context.send_initial_metadata(_identified(request_id))
-        parameters, warnings, timeout = self._resolve(request)
+        submission = self._settle(request, request_id, context.time_remaining())
         if request.validate_only:
-            await self._send(context, self._validated(request_id, parameters))
+            await self._send(context, self._validated(submission))
             return
-        deadline = context.time_remaining()
-        limits = [limit for limit in (timeout, deadline) if limit is not None]
-        generation = self._engine.submit(
-            request_id, digest(request), parameters, warnings, min(limits, default=None)
-        )
+        generation = self._engine.submit(submission)
         # Nothing may be awaited between submit and the first event: a reader that leaves in
         # between would never count, and its generation would run for nobody.
         await self._stream(context, generation)
@@ -176,24 +167,47 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         """Refuse: not in this version."""
         raise Unimplemented("Configure")
 
-    def _resolve(
-        self, request: pb.GenerateRequest
-    ) -> tuple[Parameters, tuple[RequestWarning, ...], float | None]:
-        facts = self._engine.facts
+    def _settle(
+        self, request: pb.GenerateRequest, request_id: str, deadline: float | None
+    ) -> Submission:
+        """Read and settle a request under the configuration in force."""
         asked, problems = request_from_proto(request)
         check_request_id(request.request_id, problems, required=False)
-        configuration = self._engine.configuration
-        parameters, warnings = resolve(asked, facts, self._config, configuration, problems)
-        return parameters, warnings, asked.timeout
 
-    def _validated(self, request_id: str, parameters: Parameters) -> GenerationEvent:
-        event = Started(
+        def settle() -> tuple[Parameters, tuple[RequestWarning, ...]]:
+            configuration = self._engine.configuration
+            return resolve(asked, self._engine.facts, self._config, configuration, problems)
+
+        revision = self._engine.configuration.revision
+        parameters, warnings = settle()
+        # Settled anew under a later configuration, it must not draw another seed.
+        asked = dataclasses.replace(asked, seed=parameters.seed)
+        # The deadline is the stream's alone where the generation may go on without one.
+        bounds = (asked.timeout, None if asked.continues else deadline)
+        limits = [limit for limit in bounds if limit is not None]
+        return Submission(
+            request_id=request_id,
+            digest=digest(request),
             parameters=parameters,
-            configuration_revision=self._engine.configuration.revision,
+            warnings=warnings,
+            revision=revision,
+            settle=settle,
+            timeout=min(limits, default=None),
+            priority=asked.priority,
+            continues=asked.continues,
+            reattach_window=asked.reattach_window,
+        )
+
+    def _validated(self, submission: Submission) -> GenerationEvent:
+        event = Started(
+            parameters=submission.parameters,
+            configuration_revision=submission.revision,
             world_size=self._config.world_size,
             epoch=0,  # It runs in no group.
         )
-        message = GenerationEvent(request_id=request_id, sequence=1, started=started(event))
+        message = GenerationEvent(
+            request_id=submission.request_id, sequence=1, started=started(event)
+        )
         message.time.GetCurrentTime()
         return message
 

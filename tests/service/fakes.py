@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from ditcast_runtime.accepted import Submission
 from ditcast_runtime.config import Configuration, GenerationDefaults
 from ditcast_runtime.errors import (
     GenerationCancelled,
@@ -247,15 +248,10 @@ class FakeEngine:
             raise NotServing("LOADING", timedelta(seconds=3))
         return self.facts_now
 
-    def submit(
-        self,
-        request_id: str,
-        digest: bytes,
-        parameters: Parameters,
-        warnings: tuple[RequestWarning, ...],
-        timeout: float | None,
-    ) -> FakeGeneration:
+    def submit(self, submission: Submission) -> FakeGeneration:
         """Take a generation, or refuse it as it was told to."""
+        request_id, digest = submission.request_id, submission.digest
+        parameters = submission.parameters
         if self.refusal is not None:
             raise self.refusal
         known = self.generations.get(request_id)
@@ -263,12 +259,12 @@ class FakeEngine:
             if known.digest != digest:
                 raise RequestIdReused(request_id)
             return known
-        self.submitted.append((parameters, warnings, timeout))
+        self.submitted.append((parameters, submission.warnings, submission.timeout))
         made = FakeGeneration(request_id, digest, self.script(parameters), self.heartbeat_interval)
         self.generations[request_id] = made
         return made
 
-    def cancel(self, request_id: str) -> State:
+    def cancel(self, request_id: str, identity: str = "") -> State:  # noqa: ARG002
         """Answer the state of a generation and end its script."""
         if request_id not in self.generations:
             raise UnknownGeneration(request_id)
