@@ -82,6 +82,11 @@ class Accelerator:
         """Whether cache-dit knows the pipeline's blocks."""
         return bool(self.block_lists)
 
+    @property
+    def held(self) -> tuple[CacheSettings, int] | None:
+        """What `switch` has verified: the settings, and the steps their mask is laid out for."""
+        return self._held
+
     def enable(self) -> None:
         """Enable parallelism, quantisation, attention backend and a cache, all in one call."""
         options = self._fixed_options()

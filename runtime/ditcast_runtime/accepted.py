@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from ditcast_runtime.config import Configuration
 from ditcast_runtime.event_log import EventLog
 from ditcast_runtime.events import Event, RequestWarning, StepCompleted
 from ditcast_runtime.generation import Parameters, Priority, State
@@ -54,7 +55,13 @@ class Generation:
         self.parameters = submission.parameters
         self.warnings = submission.warnings
         self.revision = submission.revision
+        self.configuration: Configuration | None = None
+        """What was in force when it started; None before."""
         self.attempt = 1
+        self.stage = ""
+        """Where the ranks are with it: prepare, denoise or decode."""
+        self.lost_at: list[str] = []
+        """The stages at which groups were lost with it."""
         self.log = EventLog()
         self.state = State.QUEUED
         self.number = 0

@@ -105,6 +105,10 @@ class EngineConfig:
     """How long idle ranks may take to leave before they are killed."""
     grace: float = 30.0
     """How long a SIGTERM waits for what runs and what is queued; then UNAVAILABLE."""
+    max_attempts: int = 2
+    """Runs of one generation in all, 1 to 10, if its ranks are lost for no reason of its own."""
+    crash_folder: str = ""
+    """Folder for crash reports, the newest 20 as JSON. Empty: they stand in the log alone."""
     crash_loop_losses: int = 5
     """So many lost groups with no completed generation between them end the process."""
     crash_loop_window: float = 300.0

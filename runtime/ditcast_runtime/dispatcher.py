@@ -3,90 +3,97 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import asdict, replace
 from datetime import timedelta
-from typing import assert_never
+from pathlib import Path
 
 import structlog
 
+from ditcast_runtime import crash_report, recovery
 from ditcast_runtime.accepted import Generation
-from ditcast_runtime.config import EngineConfig
-from ditcast_runtime.delivery import Delivery, Order, RunRecord
+from ditcast_runtime.change import Change
+from ditcast_runtime.config import Configuration, EngineConfig
 from ditcast_runtime.errors import (
+    ChangeRefused,
     ConfigError,
-    GenerationCancelled,
-    NanOutput,
-    OutOfMemory,
-    PipelineFailed,
-    PipelineRefused,
     RanksLost,
+    ReloadFailed,
     RuntimeFailure,
 )
-from ditcast_runtime.events import Started, StepCompleted
-from ditcast_runtime.generation import OutputDigest, Parameters, Receipt, State
-from ditcast_runtime.group import CannotLoad, Group, GroupLost, ReceivedOutput, RunReport
+from ditcast_runtime.events import Restarted
+from ditcast_runtime.generation import State
+from ditcast_runtime.group import CannotLoad, Group, GroupLost
 from ditcast_runtime.ledger import Ledger
-from ditcast_runtime.messages import (
-    Denoising,
-    Ended,
-    Facts,
-    Failed,
-    FailureKind,
-    Outcome,
-    Run,
-    Step,
-)
-from ditcast_runtime.settings import Problem
+from ditcast_runtime.messages import Configure, Facts, Failed
+from ditcast_runtime.runner import Runner
+from ditcast_runtime.settings import CacheSettings, Disabled, Problem
 
 log = structlog.get_logger()
 
 _UNKNOWN_SECONDS = 10.0
 """What a start is taken to last before any was measured."""
 
-MakeGroup = Callable[[int], Group]
-"""Makes the group of an epoch."""
+_MASK_STEPS = 28
+"""Steps for which a ready-made step mask is laid out to see that it can be; any from 8 would do."""
 
-MakeReceipt = Callable[[Generation, tuple[float, ...], tuple[OutputDigest, ...]], Receipt]
+MakeGroup = Callable[[int, Configuration], Group]
+"""Makes the group of an epoch, for a configuration."""
+
+
+class _Reload(Exception):
+    """Leaves the group, because the next one is to have another configuration."""
 
 
 class Dispatcher:
     """Runs one generation after another; `run` returns once it has drained.
 
-    `draining` set and `ledger.work` set make it return when nothing waits any more.
+    `draining` set and `ledger.work` set make it return when nothing waits any more; the same wakes
+    it for a `change`.
     """
 
     def __init__(
         self,
         config: EngineConfig,
         ledger: Ledger,
-        delivery: Delivery,
+        runner: Runner,
         make_group: MakeGroup,
-        make_receipt: MakeReceipt,
+        configuration: Callable[[], Configuration],
         on_serving: Callable[[Facts], None],
-        on_lost: Callable[[], None],
+        on_restarting: Callable[[], None],
     ) -> None:
         self._config = config
         self._ledger = ledger
-        self._delivery = delivery
+        self._runner = runner
         self._make_group = make_group
-        self._make_receipt = make_receipt
+        self._configuration = configuration
         self._on_serving = on_serving
-        self._on_lost = on_lost
+        self._on_restarting = on_restarting
         self._group: Group | None = None
         self._number = 0
         self._epoch = 0
         self._served = False
+        self._again: Generation | None = None
         self._losses: deque[float] = deque(maxlen=config.crash_loop_losses)
         self._start_seconds = _UNKNOWN_SECONDS
         self.draining = False
+        self.change: Change | None = None
+        """The one that waits for its turn between two generations."""
+        self._reloading: Change | None = None
 
     @property
     def start_estimate(self) -> timedelta:
         """How long a start is likely to take: what the last one took."""
         return timedelta(seconds=self._start_seconds)
+
+    def refuse_change(self, failure: RuntimeFailure) -> None:
+        """Tell a writer that still waits that its change will never come into force."""
+        for change in (self.change, self._reloading):
+            if change is not None:
+                change.fail(failure)
+        self.change = self._reloading = None
 
     def leave(self, generation: Generation) -> None:
         """Ask the ranks to leave the generation that runs, at its next step boundary."""
@@ -94,7 +101,7 @@ class Dispatcher:
             self._group.cancel(generation.number)
 
     async def run(self) -> None:
-        """Serve until drained, with a fresh group after each loss.
+        """Serve until drained, with a fresh group after each loss and each reload.
 
         Raises:
             ConfigError: the ranks cannot serve this model with these settings.
@@ -102,18 +109,22 @@ class Dispatcher:
         """
         while True:
             self._epoch += 1
-            self._group = self._make_group(self._epoch)
+            wanted = self._reloading.wanted if self._reloading else self._configuration()
+            self._group = group = self._make_group(self._epoch, wanted)
             try:
-                await self._serve(self._group)
-                await self._group.stop()
+                await self._serve(group)
+                await group.stop()
+            except _Reload:
+                self._on_restarting()
+                await group.stop()
             except GroupLost as lost:
-                self._lose(lost)
+                await self._lose(group, lost)
             except CannotLoad as cannot:
-                raise ConfigError((Problem("model", str(cannot)),)) from cannot
+                self._cannot_load(cannot)
             else:
                 return
             finally:
-                await self._group.kill()
+                await group.kill()
 
     async def _serve(self, group: Group) -> None:
         """Start the group, then run what waits; returns when it has drained."""
@@ -122,169 +133,135 @@ class Dispatcher:
         self._start_seconds = time.monotonic() - began
         self._served = True
         log.info("serving", epoch=group.epoch, seconds=round(self._start_seconds, 1))
+        reloaded, self._reloading = self._reloading, None
+        if reloaded is not None and not reloaded.succeed():
+            # Its writer has gone: the group has settings that nobody may ever see in force.
+            raise _Reload
         self._on_serving(facts)
         while (generation := await self._next(group)) is not None:
             await self._run(group, generation)
 
     async def _next(self, group: Group) -> Generation | None:
-        """Wait for the next generation; None once draining and nothing waits."""
+        """Wait for the next generation, changing the configuration meanwhile; None once drained."""
         while True:
             if group.explanation:
                 raise GroupLost(group.explanation)
-            generation = self._ledger.take()
+            if self.change is not None:
+                change, self.change = self.change, None
+                await self._apply(group, change)
+                continue
+            generation, self._again = self._again, None
+            generation = generation or self._ledger.take()
             if generation is not None or self.draining:
                 return generation
             self._ledger.work.clear()
             await self._ledger.work.wait()
 
     async def _run(self, group: Group, generation: Generation) -> None:
-        """Run one generation until every rank is free again, and hand over its output."""
-        await self._delivery.place()
-        run = RunRecord()
-        delivering = False
-        try:
-            if not generation.state.final:
-                await self._execute(group, generation, run)
-                delivering = self._finish(generation, run)
-        finally:
-            if not delivering:
-                run.discard_output()
-                self._delivery.free()
+        self._number += 1
+        if await self._runner.run(group, generation, self._number):
+            self._losses.clear()
         self._ledger.running = None
 
-    async def _execute(self, group: Group, generation: Generation, run: RunRecord) -> None:
+    async def _apply(self, group: Group, change: Change) -> None:
+        """Put a change into force on all ranks or none; `_Reload` where that takes new ranks."""
+        if change.given_up:
+            return
+        if change.reload:
+            self._reloading = change
+            raise _Reload
+        current = self._configuration().cache
+        if change.wanted.cache == current:
+            change.succeed()
+            return
+        try:
+            failures = await self._hold(group, change.wanted.cache)
+        except GroupLost as lost:
+            reason = f"the ranks were lost with it: {lost.explanation}"
+            change.fail(ChangeRefused((Problem("cache", reason, "unsupported"),)))
+            raise
+        if failures:
+            problems = {Problem(failure.field or "cache", failure.message) for failure in failures}
+            change.fail(ChangeRefused(tuple(problems)))
+        elif not change.succeed():
+            await self._hold(group, current)
+
+    async def _hold(self, group: Group, cache: CacheSettings) -> list[Failed]:
+        """Make all ranks hold cache settings; give what those said that could not."""
         self._number += 1
-        generation.number = self._number
-        generation.state = State.RUNNING
-        generation.started_at = time.monotonic()
-        generation.log.append(
-            Started(
-                parameters=generation.parameters,
-                configuration_revision=1,
-                world_size=self._config.world_size,
-                epoch=group.epoch,
-            )
+        mask = None if isinstance(cache.method, Disabled) else cache.method.steps_computation_mask
+        steps = len(mask) if isinstance(mask, tuple) else _MASK_STEPS
+        command = Configure(
+            epoch=group.epoch, number=self._number, cache=cache, num_inference_steps=steps
         )
-        for warning in generation.warnings:
-            generation.log.append(warning)
-        command = Run(
-            epoch=group.epoch,
-            number=generation.number,
-            request_id=generation.request_id,
-            parameters=generation.parameters,
-        )
-        reports = group.run(command, self._step_limit(generation.parameters))
-        async with aclosing(reports):
-            async for report in reports:
-                self._take(generation, run, report)
+        async with aclosing(group.run(command, None)) as reports:
+            return [report async for report in reports if isinstance(report, Failed)]
 
-    def _take(self, generation: Generation, run: RunRecord, report: RunReport) -> None:
-        match report:
-            case Denoising():
-                run.sigmas, run.prepare_seconds = report.sigmas, report.prepare_seconds
-            case Step():
-                kind = _step_kind(generation.parameters)
-                self._ledger.durations.record(kind, report.seconds)
-                _add_step(generation, report)
-            case ReceivedOutput():
-                run.output = report
-            case Failed():
-                run.failures.append(report)
-            case Ended():
-                run.ended.append(report)
-            case _:
-                assert_never(report)
+    async def _lose(self, group: Group, lost: GroupLost) -> None:
+        """Report a lost group, and begin again or end what ran on it.
 
-    def _finish(self, generation: Generation, run: RunRecord) -> bool:
-        """All ranks are free: begin to deliver the output, or say why there is none.
-
-        Gives whether the output is on its way.
+        Raises:
+            RanksLost: groups are lost again and again, or the first never served.
         """
-        outcome = run.ended[0].outcome
-        if outcome is Outcome.CANCELLED:
-            self._ledger.end(generation, GenerationCancelled(generation.steps_done))
-            return False
-        if outcome is not Outcome.DONE:
-            self._ledger.end(generation, _failure(generation.request_id, run.failures))
-            return False
-        self._losses.clear()
-        self._ledger.measured(generation)
-        if generation.state.final or run.output is None:
-            return False
-        self._delivery.begin(
-            Order(
-                generation=generation,
-                run=run,
-                output=run.output,
-                receipt=lambda digests: self._make_receipt(generation, run.sigmas, digests),
-                succeeded=self._ledger.succeed,
-                failed=self._ledger.end,
-            )
-        )
-        return True
-
-    def _lose(self, lost: GroupLost) -> None:
-        """End what ran on a lost group; RanksLost where groups are lost again and again."""
-        log.error("the ranks were lost", epoch=self._epoch, explanation=lost.explanation)
-        failure = RanksLost(self._epoch, lost.explanation, self.start_estimate)
-        if self._ledger.running is not None:
-            self._ledger.end(self._ledger.running, failure)
-            self._ledger.running = None
+        failure = RanksLost(group.epoch, lost.explanation, self.start_estimate)
+        await self._report(group)
+        if self._reloading is not None:
+            self._give_reload_up(lost.explanation)
+            return
+        self._on_restarting()
+        if self._ledger.running is not None and self._again is None:
+            self._recover(self._ledger.running, failure)
         now = time.monotonic()
         self._losses.append(now)
-        in_a_row = len(self._losses) == self._losses.maxlen
-        if not self._served or (
-            in_a_row and now - self._losses[0] < self._config.crash_loop_window
-        ):
+        window = self._config.crash_loop_window
+        in_a_row = len(self._losses) == self._losses.maxlen and now - self._losses[0] < window
+        if in_a_row or not self._served:
             raise failure from lost
-        self._on_lost()
 
-    def _step_limit(self, parameters: Parameters) -> float | None:
-        median = self._ledger.durations.median(_step_kind(parameters))
-        if median is None:
-            return None
-        return max(self._config.step_timeout_floor, self._config.step_timeout_factor * median)
+    def _recover(self, generation: Generation, unexplained: RanksLost) -> None:
+        if generation.state.final:
+            self._ledger.running = None
+            return
+        attempts = self._config.max_attempts
+        failures = self._runner.failures
+        world_size = self._config.world_size
+        ending = recovery.verdict(generation, failures, world_size, attempts, unexplained)
+        if ending is not None:
+            self._ledger.end(generation, ending)
+            self._ledger.running = None
+            return
+        generation.attempt += 1
+        generation.steps.clear()
+        generation.state = State.RESTARTING
+        generation.log.append(
+            Restarted(
+                attempt=generation.attempt,
+                max_attempts=attempts,
+                epoch=self._epoch + 1,
+                reason=unexplained.explanation,
+            )
+        )
+        self._again = generation
 
+    async def _report(self, group: Group) -> None:
+        report = await group.examine()
+        running = self._ledger.running
+        if running is not None:
+            report = replace(report, request_id=running.request_id, last_step=running.steps_done)
+        log.error("the ranks were lost", **asdict(report))
+        if self._config.crash_folder:
+            try:
+                crash_report.keep(report, Path(self._config.crash_folder))
+            except OSError as error:
+                log.warning("the crash report could not be kept", error=str(error))
 
-def _add_step(generation: Generation, report: Step) -> None:
-    done = sum(step.step_duration for step in generation.steps) + report.seconds
-    event = StepCompleted(
-        step=report.step,
-        total_steps=report.total_steps,
-        timestep=report.timestep,
-        sigma=report.sigma,
-        step_duration=report.seconds,
-        estimated_remaining=done / report.step * (report.total_steps - report.step),
-        transformers=report.transformers,
-    )
-    generation.steps.append(event)
-    generation.log.append(event)
+    def _cannot_load(self, cannot: CannotLoad) -> None:
+        if self._reloading is None:
+            raise ConfigError((Problem("model", str(cannot)),)) from cannot
+        self._give_reload_up(str(cannot))
 
-
-def _step_kind(parameters: Parameters) -> tuple[object, ...]:
-    """Tell what makes steps take equally long."""
-    return (parameters.width, parameters.height, parameters.num_images, parameters.cache)
-
-
-def _failure(request_id: str, failures: list[Failed]) -> RuntimeFailure:
-    """Turn what the ranks reported into what ended the generation; the types decide."""
-    kinds = {failure.kind for failure in failures}
-    first = failures[0]
-    if FailureKind.OUT_OF_MEMORY in kinds:
-        ranks = (f.rank for f in failures if f.kind is FailureKind.OUT_OF_MEMORY)
-        return OutOfMemory(tuple(sorted(ranks)))
-    if FailureKind.REFUSED in kinds:
-        return PipelineRefused(first.field, first.message)
-    error_id = uuid.uuid4().hex
-    log.error(
-        "generation failed on the ranks",
-        request_id=request_id,
-        error_id=error_id,
-        ranks=[failure.rank for failure in failures],
-        error_type=first.error_type,
-        error=first.message,
-        step=first.step,
-    )
-    if FailureKind.NAN_OUTPUT in kinds:
-        return NanOutput(error_id)
-    return PipelineFailed(error_id, first.error_type, first.step)
+    def _give_reload_up(self, cause: str) -> None:
+        """Tell the writer; the next group has the configuration that is in force."""
+        change, self._reloading = self._reloading, None
+        if change is not None:
+            change.fail(ReloadFailed(cause))

@@ -18,19 +18,24 @@ from pathlib import Path
 import structlog
 
 from ditcast_runtime.accepted import Generation, Submission
+from ditcast_runtime.change import Change
 from ditcast_runtime.config import Configuration, EngineConfig, GenerationDefaults
 from ditcast_runtime.delivery import Delivery, Encode
 from ditcast_runtime.dispatcher import Dispatcher
-from ditcast_runtime.errors import ConfigError, NotServing, RanksLost
+from ditcast_runtime.errors import ConfigError, NotServing, RanksLost, UnknownRevision
 from ditcast_runtime.generation import OutputDigest, Receipt, State
 from ditcast_runtime.group import Group
 from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.messages import Facts
-from ditcast_runtime.settings import resolve_parallelism
+from ditcast_runtime.runner import Runner
+from ditcast_runtime.settings import Acceleration, resolve_parallelism
 
 __all__ = ["Encode", "Engine", "Generation", "Phase", "Submission"]
 
 log = structlog.get_logger()
+
+_KEPT_CONFIGURATIONS = 20
+"""Configurations that can be asked for by revision, the current one too."""
 
 
 class Phase(enum.StrEnum):
@@ -53,13 +58,9 @@ class Engine:
         self._config = config
         self._json_logs = json_logs
         self._log_level = log_level
-        # On one rank there is nothing to split, and cache-dit refuses a split of nothing.
-        self._acceleration = dataclasses.replace(
-            config.acceleration,
-            parallelism=resolve_parallelism(config.acceleration.parallelism, config.world_size)
-            if config.world_size > 1
-            else None,
-        )
+        self._configurations = [_first_configuration(config)]
+        self._writing = asyncio.Lock()
+        self._initial = self._configurations[0]
         self._facts: Facts | None = None
         self._listeners: list[Callable[[Phase], None]] = []
         self._pool = ThreadPoolExecutor(config.encoder_threads, thread_name_prefix="encode")
@@ -67,14 +68,17 @@ class Engine:
         self._folder = Path(tempfile.mkdtemp(prefix="ditcast-"))
         self._ledger = Ledger(config, self._leave)
         self._delivery = Delivery(encode, self._pool, config.chunk_bytes)
+        runner = Runner(
+            config, self._ledger, self._delivery, lambda: self.configuration, self._receipt
+        )
         self._dispatcher = Dispatcher(
             config,
             self._ledger,
-            self._delivery,
+            runner,
             make_group=self._make_group,
-            make_receipt=self._receipt,
+            configuration=lambda: self.configuration,
             on_serving=self._serves,
-            on_lost=lambda: self._set_phase(Phase.RESTARTING),
+            on_restarting=lambda: self._set_phase(Phase.RESTARTING),
         )
         self._task: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -124,14 +128,53 @@ class Engine:
     @property
     def configuration(self) -> Configuration:
         """What is in force."""
-        return Configuration(
-            revision=1,
-            cache=self._acceleration.cache,
-            parallelism=self._acceleration.parallelism or resolve_parallelism(None, 1),
-            quantize=self._acceleration.quantize,
-            attention_backend=self._acceleration.attention_backend,
-            defaults=self._facts.defaults if self._facts else GenerationDefaults(),
-        )
+        return self._configurations[-1]
+
+    @property
+    def initial_configuration(self) -> Configuration:
+        """What the server started with."""
+        return self._initial
+
+    def configuration_at(self, revision: int) -> Configuration:
+        """Give one of the last 20 configurations; UnknownRevision for any other."""
+        for configuration in self._configurations:
+            if configuration.revision == revision:
+                return configuration
+        raise UnknownRevision(revision)
+
+    async def configure(self, plan: Callable[[Configuration], Configuration]) -> Configuration:
+        """Put another configuration into force, on all ranks or none, between two generations.
+
+        One writer at a time: `plan` is called with the current configuration when the caller's turn
+        has come, so what it compares still holds; it returns the wanted one, complete, whose
+        revision is ignored. Equal content changes nothing. Whoever is cancelled while it waits
+        leaves the old configuration in force.
+
+        Raises:
+            ChangeRefused: the ranks refused it.
+            ReloadFailed: new ranks could not be had with it.
+            NotServing: before the first SERVING and while draining.
+        """
+        async with self._writing:
+            self._check_accepting()
+            current = self.configuration
+            wanted = dataclasses.replace(plan(current), revision=current.revision)
+            if wanted != current:
+                change = Change(wanted, reload=_needs_reload(current, wanted), commit=self._commit)
+                self._dispatcher.change = change
+                self._ledger.work.set()
+                await change.wait()
+            return self.configuration
+
+    def _commit(self, wanted: Configuration) -> None:
+        revision = self.configuration.revision + 1
+        log.info("configured", revision=revision)
+        self._configurations.append(dataclasses.replace(wanted, revision=revision))
+        del self._configurations[:-_KEPT_CONFIGURATIONS]
+
+    def _check_accepting(self) -> None:
+        if self.phase not in {Phase.SERVING, Phase.RESTARTING}:
+            raise NotServing(self.phase.name, self._dispatcher.start_estimate)
 
     @property
     def queue_depth(self) -> int:
@@ -149,8 +192,7 @@ class Engine:
         known = self._ledger.same(submission)
         if known is not None:
             return known
-        if self.phase not in {Phase.SERVING, Phase.RESTARTING}:
-            raise NotServing(self.phase.name, self._dispatcher.start_estimate)
+        self._check_accepting()
         return self._ledger.admit(submission)
 
     def find(self, request_id: str, identity: str = "") -> Generation:
@@ -179,6 +221,7 @@ class Engine:
         """End everything for good and say why: to `start` if it still waits, else by `closed`."""
         stopped = NotServing("STOPPED", self._dispatcher.start_estimate)
         self._ledger.end_all(stopped)
+        self._dispatcher.refuse_change(stopped)
         self._pool.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._set_phase(Phase.STOPPED)
@@ -192,10 +235,16 @@ class Engine:
         else:
             self.closed.set_exception(why)
 
-    def _make_group(self, epoch: int) -> Group:
+    def _make_group(self, epoch: int, configuration: Configuration) -> Group:
         return Group(
             self._config,
-            self._acceleration,
+            Acceleration(
+                cache=configuration.cache,
+                # On one rank there is nothing to split, and cache-dit refuses a split of nothing.
+                parallelism=configuration.parallelism if self._config.world_size > 1 else None,
+                quantize=configuration.quantize,
+                attention_backend=configuration.attention_backend,
+            ),
             epoch,
             self._folder,
             json_logs=self._json_logs,
@@ -217,7 +266,7 @@ class Engine:
             threads_per_rank=self.facts.threads,
             device=self.facts.device,
             dtype=self.facts.dtype,
-            configuration=self.configuration,
+            configuration=generation.configuration or self.configuration,
             sigmas_used=sigmas,
             outputs=outputs,
             deterministic=self.facts.deterministic,
@@ -234,6 +283,8 @@ class Engine:
         self._facts = facts
         self._set_phase(Phase.SERVING)
         if not self._serving.done():
+            self._initial = dataclasses.replace(self.configuration, defaults=facts.defaults)
+            self._configurations = [self._initial]
             self._serving.set_result(None)
 
     def _set_phase(self, phase: Phase) -> None:
@@ -245,3 +296,24 @@ class Engine:
         self.phase = phase
         for listener in self._listeners:
             listener(phase)
+
+
+def _first_configuration(config: EngineConfig) -> Configuration:
+    """Settle what the server starts with; its defaults come with the model."""
+    acceleration = config.acceleration
+    return Configuration(
+        revision=1,
+        cache=acceleration.cache,
+        parallelism=resolve_parallelism(acceleration.parallelism, config.world_size)
+        if config.world_size > 1
+        else resolve_parallelism(None, 1),
+        quantize=acceleration.quantize,
+        attention_backend=acceleration.attention_backend,
+        defaults=GenerationDefaults(),
+    )
+
+
+def _needs_reload(current: Configuration, wanted: Configuration) -> bool:
+    """Say whether only new ranks can hold it: all but cache and defaults is fixed at the load."""
+    fixed = ("parallelism", "quantize", "attention_backend")
+    return any(getattr(current, name) != getattr(wanted, name) for name in fixed)

@@ -96,6 +96,32 @@ class RanksLost(RuntimeFailure):
         super().__init__(f"The ranks of epoch {epoch} were lost: {explanation}.")
 
 
+class LosesRanks(RuntimeFailure):
+    """This generation lost its ranks in a way that another try would repeat; its id is kept.
+
+    Attributes:
+        epoch: the epoch of the group that it lost last.
+        explanation: what repeated itself.
+    """
+
+    def __init__(self, epoch: int, explanation: str) -> None:
+        self.epoch = epoch
+        self.explanation = explanation
+        super().__init__(f"The generation loses its ranks, last of epoch {epoch}: {explanation}.")
+
+
+class UnknownRevision(RuntimeFailure):
+    """No configuration is kept under this revision.
+
+    Attributes:
+        revision: the one that was asked for.
+    """
+
+    def __init__(self, revision: int) -> None:
+        self.revision = revision
+        super().__init__(f"No configuration is kept under revision {revision}.")
+
+
 class GenerationCancelled(RuntimeFailure):
     """Somebody cancelled it, or its last reader left.
 

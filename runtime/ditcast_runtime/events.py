@@ -75,6 +75,19 @@ class RequestWarning:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Restarted:
+    """Its ranks were lost and it begins again: steps count from 1, chunks begin anew."""
+
+    attempt: int
+    """Which run begins, from 2."""
+    max_attempts: int
+    epoch: int
+    """Of the new group."""
+    reason: str
+    """Why the ranks were lost."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OutputChunk:
     """A part of one encoded output."""
 
@@ -129,7 +142,7 @@ class Completed:
     memory: tuple[RankMemory, ...]
 
 
-EventKind = Queued | Started | StepCompleted | RequestWarning | OutputChunk | Completed
+EventKind = Queued | Started | StepCompleted | RequestWarning | Restarted | OutputChunk | Completed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -132,7 +132,7 @@ class Execution:
             rank=rank,
             outcome=outcome,
             steps=self.steps,
-            memory=_memory(rank, self._pipeline.device),
+            memory=rank_memory(rank, self._pipeline.device),
             denoise_seconds=self._denoise_seconds,
             decode_seconds=self._decode_seconds,
         )
@@ -204,8 +204,8 @@ def failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
             return FailureKind.FAILED
 
 
-def _memory(rank: int, device: torch.device) -> RankMemory:
-    """Peak and free bytes: of the device, or resident and available on the host."""
+def rank_memory(rank: int, device: torch.device) -> RankMemory:
+    """Give peak and free bytes: of the device, or resident and available on the host."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         peak = torch.cuda.max_memory_allocated(device)

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import socket
-import sys
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +14,14 @@ from typing import assert_never
 
 import structlog
 
-from ditcast_runtime.channel import ServiceChannel
 from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.crash_report import CrashReport, now
+from ditcast_runtime.member import Member, how_it_ended
 from ditcast_runtime.messages import (
     Alive,
     Cancel,
     CannotServe,
+    Configure,
     Denoising,
     Ended,
     Facts,
@@ -44,6 +43,10 @@ log = structlog.get_logger()
 
 _EXIT_NOTICE_SECONDS = 1.0
 """How long a rank's exit status may take after its channel closed: it says more than that."""
+
+
+_STACKS_SECONDS = 0.5
+"""How long living ranks of a lost group may take to write their stacks."""
 
 
 class GroupLost(Exception):
@@ -81,14 +84,6 @@ class ReceivedOutput:
 RunReport = Denoising | Step | ReceivedOutput | Failed | Ended
 
 
-@dataclass(slots=True)
-class _Member:
-    process: asyncio.subprocess.Process
-    channel: ServiceChannel
-    last_seen: float | None
-    """When its last report came; None before the first, while it only imports."""
-
-
 class Group:
     """One group. `start`, then any number of `run`s one after another, then `stop` or `kill`."""
 
@@ -113,7 +108,7 @@ class Group:
         self._on_warming_up = on_warming_up
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._members: list[_Member] = []
+        self._members: list[Member] = []
         self._reports: asyncio.Queue[RunReport | Ready | GroupLost | CannotLoad] = asyncio.Queue()
         self._warming: set[int] = set()
         self._number = 0
@@ -143,7 +138,21 @@ class Group:
         self._no_limit()
         return found[0]
 
-    async def run(self, command: Run, step_limit: float | None) -> AsyncGenerator[RunReport, None]:
+    async def examine(self) -> CrashReport:
+        """Find out, before the group is killed, how each rank ended or where it is stuck."""
+        for member in self._members:
+            member.ask_for_stacks()
+        await asyncio.sleep(_STACKS_SECONDS)
+        return CrashReport(
+            time=now(),
+            epoch=self.epoch,
+            explanation=self.explanation,
+            ranks=tuple(member.remains() for member in self._members),
+        )
+
+    async def run(
+        self, command: Run | Configure, step_limit: float | None
+    ) -> AsyncGenerator[RunReport, None]:
         """Run one generation: give every report about it until each rank is through with it.
 
         `step_limit` bounds each step in seconds; None while too few of its kind are known.
@@ -199,11 +208,9 @@ class Group:
         for watcher in self._watchers:
             watcher.cancel()
         for member in self._members:
-            if member.process.returncode is None:
-                os.killpg(member.process.pid, signal.SIGKILL)
-            member.channel.close()
+            member.kill()
         for member in self._members:
-            await member.process.wait()
+            await member.reap()
         while not self._reports.empty():
             report = self._reports.get_nowait()
             if isinstance(report, ReceivedOutput):
@@ -211,40 +218,28 @@ class Group:
         self._store.unlink(missing_ok=True)
 
     async def _spawn(self, rank: int) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "ditcast_runtime.rank",
-                "--channel",
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=2,
-                pass_fds=(theirs.fileno(),),
-                # Of its own, so that a terminal's Ctrl-C reaches the service alone.
-                start_new_session=True,
-                env=_environment(self._threads),
-            )
-        channel = ServiceChannel(
-            ours,
+        member = await Member.spawn(
+            rank,
+            self._threads,
+            self._store.with_name(f"{self._store.name}-rank-{rank}.stacks"),
             lambda report, descriptor: self._receive(rank, report, descriptor),
             lambda reason: self._channel_closed(rank, reason),
         )
-        self._members.append(_Member(process, channel, None))
-        channel.send(self._launch(rank))
+        self._members.append(member)
+        member.channel.send(self._launch(rank, member.stacks))
 
     @property
     def _threads(self) -> int:
         """Threads of each rank: the cores this process may use, shared among the ranks."""
         return max(1, len(os.sched_getaffinity(0)) // self._config.world_size)
 
-    def _launch(self, rank: int) -> Launch:
+    def _launch(self, rank: int, stacks: Path) -> Launch:
         return Launch(
             epoch=self.epoch,
             rank=rank,
             world_size=self._config.world_size,
             store=str(self._store),
+            stacks=str(stacks),
             model=self._config.model_source,
             model_revision=self._config.model_revision,
             dtype=self._config.dtype,
@@ -256,7 +251,13 @@ class Group:
         )
 
     def _receive(self, rank: int, report: Report, descriptor: int | None) -> None:
-        self._members[rank].last_seen = self._loop.time()
+        if report.epoch != self.epoch:
+            # A rank of another group can only be a mistake; nothing of it may count here.
+            self._lose(f"rank {rank} speaks for epoch {report.epoch}")
+            if descriptor is not None:
+                os.close(descriptor)
+            return
+        self._members[rank].saw(report)
         match report:
             case Alive():
                 pass
@@ -311,8 +312,7 @@ class Group:
         while True:
             await asyncio.sleep(1.0)
             for rank, member in enumerate(self._members):
-                now = self._loop.time()
-                silence = now - (now if member.last_seen is None else member.last_seen)
+                silence = member.silent_seconds or 0.0
                 if silence > self._config.alive_timeout:
                     self._lose(f"rank {rank} gave no sign of life for {silence:.0f} s")
 
@@ -327,8 +327,7 @@ class Group:
         except TimeoutError:
             self._lose(f"rank {rank} closed its channel: {reason}")
             return
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        self._lose(f"rank {rank} {how}")
+        self._lose(f"rank {rank} was {how_it_ended(code)}")
 
     def _lose(self, explanation: str) -> None:
         if self._over or self.explanation:
@@ -336,23 +335,3 @@ class Group:
         self.explanation = explanation
         self._reports.put_nowait(GroupLost(explanation))
         self._on_lost()
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """Give the ranks' environment: the service's, with what has to be set before torch loads."""
-    return (
-        {
-            # It says several lines at each switch of the cache, at a level that a server keeps on.
-            "CACHE_DIT_LOG_LEVEL": "error",
-        }
-        | os.environ
-        | {
-            "OMP_NUM_THREADS": str(threads),
-            # Threads that spin while they wait made two ranks on shared cores 8 times slower.
-            "OMP_WAIT_POLICY": "PASSIVE",
-            # gloo and NCCL would otherwise listen on whatever the host's name resolves to.
-            "GLOO_SOCKET_IFNAME": "lo",
-            "NCCL_SOCKET_IFNAME": "lo",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-    )

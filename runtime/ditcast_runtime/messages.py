@@ -13,7 +13,7 @@ import msgspec
 from ditcast_runtime.config import GenerationDefaults
 from ditcast_runtime.events import RankMemory, TransformerDecision
 from ditcast_runtime.generation import KeywordValue, Parameters, SeparateCfg
-from ditcast_runtime.settings import Acceleration
+from ditcast_runtime.settings import Acceleration, CacheSettings
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -24,6 +24,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     world_size: int
     store: str
     """File of the process group's rendezvous, in the service's private folder."""
+    stacks: str
+    """File for faulthandler's stacks, in the same folder."""
     model: str
     model_revision: str
     dtype: str
@@ -43,6 +45,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     parameters: Parameters
 
 
+class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Hold these cache settings from now on, if all ranks can; `number` is as in `Run`."""
+
+    epoch: int
+    number: int
+    cache: CacheSettings
+    num_inference_steps: int
+    """A number of steps for which a ready-made step mask can be laid out."""
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Leave generation `number` at its next step boundary; nothing if it is over."""
 
@@ -56,8 +68,8 @@ class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     epoch: int
 
 
-Command = Launch | Run | Cancel | Shutdown
-Broadcast = Run | Shutdown
+Command = Launch | Run | Configure | Cancel | Shutdown
+Broadcast = Run | Configure | Shutdown
 """What rank 0 passes on to the others."""
 
 

@@ -31,12 +31,21 @@ from ditcast_runtime import facts, logs
 from ditcast_runtime.broadcast import Ballot, ControlGroup, ControlLost
 from ditcast_runtime.channel import ChannelClosed, RankChannel
 from ditcast_runtime.errors import ConfigError
-from ditcast_runtime.execution import Execution, Left, failure_kind, refused_field
+from ditcast_runtime.execution import (
+    Execution,
+    Left,
+    failure_kind,
+    rank_memory,
+    refused_field,
+)
+from ditcast_runtime.generation import SeparateCfg
 from ditcast_runtime.messages import (
     Alive,
     Broadcast,
     Cancel,
     CannotServe,
+    Configure,
+    Ended,
     Failed,
     FailureKind,
     Launch,
@@ -91,7 +100,7 @@ class Inbox:
             match command:
                 case Cancel():
                     self._cancelled = command.number
-                case Run() | Shutdown():
+                case Run() | Configure() | Shutdown():
                     self._commands.put(command)
                 case None | Launch():
                     pass
@@ -124,8 +133,39 @@ class Rank:
                 case Run():
                     with structlog.contextvars.bound_contextvars(request_id=command.request_id):
                         self._run(command)
+                case Configure():
+                    self._configure(command)
                 case Shutdown():
                     return
+
+    def _configure(self, command: Configure) -> None:
+        """Prepare, then vote: all ranks hold the new settings, or each the old ones."""
+        accelerator = self.pipeline.accelerator
+        held = accelerator.held
+        two = self.separate_cfg is not SeparateCfg.NEVER
+        try:
+            accelerator.switch(command.cache, command.num_inference_steps, two_passes=two)
+            ballot = Ballot.GO_ON
+        except Exception as error:  # noqa: BLE001 - whatever a switch raises becomes a vote
+            self._report(command.number, error, field="cache")
+            ballot = Ballot.FAILED
+        refused = self.control.vote(ballot) is Ballot.FAILED
+        if refused and held is not None:
+            # If this raises, the rank is of no use: it leaves, and the group is replaced.
+            accelerator.switch(*held, two_passes=two)
+        outcome = Outcome.VETOED if refused else Outcome.DONE
+        self.channel.send(
+            Ended(
+                epoch=self.launch.epoch,
+                number=command.number,
+                rank=self.launch.rank,
+                outcome=outcome,
+                steps=0,
+                memory=rank_memory(self.launch.rank, self.pipeline.device),
+                denoise_seconds=0.0,
+                decode_seconds=0.0,
+            )
+        )
 
     def _run(self, command: Run) -> None:
         execution = Execution(
@@ -144,27 +184,37 @@ class Rank:
             outcome = execution.outcome(left.verdict)
         except Exception as error:  # noqa: BLE001 - the one place: whatever leaves the pipeline becomes a vote
             failure = error
-            self._report(execution, error)
+            self._report_run(execution, error)
             outcome = execution.outcome(self.control.vote(Ballot.FAILED))
         self.pipeline.clean_up(failure)
         self.channel.send(execution.ended(outcome))
 
-    def _report(self, execution: Execution, error: Exception) -> None:
-        kind = failure_kind(error, prepared=execution.prepared)
+    def _report_run(self, execution: Execution, error: Exception) -> None:
+        field = refused_field(error, execution.command.parameters)
+        self._report(
+            execution.command.number,
+            error,
+            field=field,
+            step=execution.steps,
+            prepared=execution.prepared,
+        )
+
+    def _report(
+        self, number: int, error: Exception, *, field: str, step: int = 0, prepared: bool = False
+    ) -> None:
+        kind = failure_kind(error, prepared=prepared)
         if kind in {FailureKind.FAILED, FailureKind.SETTINGS_DIFFER}:
-            log.error("generation failed", step=execution.steps, exc_info=error)
+            log.error("failed", step=step, exc_info=error)
         self.channel.send(
             Failed(
                 epoch=self.launch.epoch,
-                number=execution.command.number,
+                number=number,
                 rank=self.launch.rank,
-                step=execution.steps,
+                step=step,
                 kind=kind,
                 error_type=type(error).__name__,
                 message=str(error)[:2000],
-                field=refused_field(error, execution.command.parameters)
-                if kind is FailureKind.REFUSED
-                else "",
+                field=field if kind is FailureKind.REFUSED else "",
             )
         )
 
@@ -172,6 +222,14 @@ class Rank:
 def _die_with_the_service() -> None:
     """Have the kernel kill this process when the service dies, also while it holds the GIL."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _open_stacks(path: str) -> None:
+    """Let faulthandler write to a file: at a fault by itself, and whenever the service asks."""
+    # Never closed: faulthandler holds its descriptor for as long as the process lives.
+    file = open(path, "w")  # noqa: SIM115, PTH123
+    faulthandler.enable(file)
+    faulthandler.register(signal.SIGUSR1, file)
 
 
 def _join(launch: Launch, device: torch.device) -> None:
@@ -233,7 +291,7 @@ def main() -> int:
     launch = channel.receive(_LAUNCH_SECONDS)
     if not isinstance(launch, Launch):
         return 2
-    faulthandler.enable()
+    _open_stacks(launch.stacks)
     logs.configure(
         json_logs=launch.json_logs, level=launch.log_level, rank=launch.rank, epoch=launch.epoch
     )
