@@ -125,9 +125,9 @@ class Ledger:
         for generation in [*self._scheduler, *running]:
             self.end(generation, failure)
 
-    def measured(self, generation: Generation) -> None:
+    def measured(self, seconds: float) -> None:
         """Remember how long a generation kept the ranks, for the estimates."""
-        self.durations.record(_GENERATION, time.monotonic() - generation.started_at)
+        self.durations.record(_GENERATION, seconds)
 
     def _expire(self, generation: Generation) -> None:
         self.end(generation, DeadlineExceeded(generation.steps_done))

@@ -55,6 +55,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "alive_timeout": (2, _WEEK),
     "shutdown_timeout": (0, 3600),
     "grace": (0, _WEEK),
+    "max_attempts": (1, 10),
     "crash_loop_losses": (1, 1000),
     "crash_loop_window": (1, _WEEK),
     "heartbeat_interval": (0.05, 3600),

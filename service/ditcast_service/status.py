@@ -107,6 +107,9 @@ def _lacking_or_internal(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR
         case errors.RanksLost(epoch=epoch, retry_after=after):
             code = grpc.StatusCode.UNAVAILABLE
             return _status(code, failure, "RANKS_LOST", _retry(after), epoch=epoch)
+        case errors.LosesRanks(epoch=epoch):
+            # Without RetryInfo: it would lose the next ranks too.
+            return _status(grpc.StatusCode.UNAVAILABLE, failure, "LOSES_RANKS", epoch=epoch)
         case errors.NanOutput(error_id=error_id):
             return _status(grpc.StatusCode.INTERNAL, failure, "NAN_OUTPUT", error_id=error_id)
         case errors.PipelineFailed(error_id=error_id, step=step):

@@ -31,6 +31,15 @@ def event_to_proto(request_id: str, event: events.Event) -> pb.GenerationEvent:
             message.step_completed.CopyFrom(_step(kind))
         case events.RequestWarning():
             message.warning.CopyFrom(pb.Warning(field=kind.field, message=kind.message))
+        case events.Restarted():
+            message.restarted.CopyFrom(
+                pb.Restarted(
+                    attempt=kind.attempt,
+                    max_attempts=kind.max_attempts,
+                    epoch=kind.epoch,
+                    reason=kind.reason,
+                )
+            )
         case events.OutputChunk():
             message.output_chunk.CopyFrom(_chunk(kind))
         case events.Completed():
