@@ -120,8 +120,16 @@ class EngineConfig:
     """How long a reader may take nothing before its stream is ended."""
     retention: float = 300.0
     """How long a finished generation is kept for other readers of the same request_id."""
-    retention_bytes: int = 256 * 2**20
-    """Most output bytes kept of finished generations; the oldest go first."""
+    retention_count: int = 256
+    """Most finished generations kept, from 0; the oldest go first. Each may hold a file open."""
+    retention_bytes: int = 2**30
+    """Most output bytes kept of finished generations; the oldest go first. A larger result is sent
+    to whoever reads it when it is made, and kept for nobody."""
+    retention_memory_bytes: int = 64 * 2**20
+    """How many of them are held in memory; the rest lies in files, in the folder that the system
+    has for temporary ones (TMPDIR)."""
+    max_reattach_window: float = 600.0
+    """Longest time, from 30 s, that a request may ask to go on for without a reader."""
     encoder_threads: int = 2
     """Threads that encode outputs in the service process, 1 to 64."""
     log_prompts: bool = False

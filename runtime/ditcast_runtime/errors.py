@@ -248,6 +248,18 @@ class ReloadFailed(RuntimeFailure):
         super().__init__(f"The reload failed, and the old configuration is back: {cause}")
 
 
+class ResultNotKept(RuntimeFailure):
+    """The outputs were made, but nothing could keep them for later readers.
+
+    Attributes:
+        cause: what stood in the way, such as "No space left on device".
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"The outputs could not be kept for later readers: {cause}.")
+
+
 class ReaderTimeout(RuntimeFailure):
     """The reader took nothing for longer than `reader_timeout`."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import structlog
 
@@ -24,7 +26,9 @@ from ditcast_runtime.errors import (
 )
 from ditcast_runtime.events import Queued
 from ditcast_runtime.generation import State
+from ditcast_runtime.retention import Retention
 from ditcast_runtime.scheduler import Durations, Scheduler
+from ditcast_runtime.summary import Summary, summarize
 
 log = structlog.get_logger()
 
@@ -43,12 +47,14 @@ class Ledger:
     """
 
     def __init__(
-        self, config: EngineConfig, on_ended_running: Callable[[Generation], None]
+        self, config: EngineConfig, folder: Path, on_ended_running: Callable[[Generation], None]
     ) -> None:
         self._config = config
         self._on_ended_running = on_ended_running
         self._scheduler: Scheduler[Generation] = Scheduler(config.queue_capacity)
         self._known: OrderedDict[tuple[str, str], Generation] = OrderedDict()
+        self._serials = itertools.count(1)
+        self._retention = Retention(config, folder, self._forget)
         self.durations = Durations()
         self.running: Generation | None = None
         self.work = asyncio.Event()
@@ -64,19 +70,30 @@ class Ledger:
             raise UnknownGeneration(request_id)
         return generation
 
-    def same(self, submission: Submission) -> Generation | None:
+    def same(self, request_id: str, identity: str, digest: bytes) -> Generation | None:
         """Give the generation of this id, if any; RequestIdReused if its content is another."""
-        known = self._known.get(_key(submission))
-        if known is not None and known.submission.digest != submission.digest:
-            raise RequestIdReused(submission.request_id)
+        known = self._known.get((identity, request_id))
+        if known is not None and known.submission.digest != digest:
+            raise RequestIdReused(request_id)
         return known
+
+    def summaries(self, identity: str) -> list[Summary]:
+        """List a caller's generations, the newest first."""
+        positions = {waiting: position for position, waiting in enumerate(self._scheduler)}
+        return [
+            summarize(known, positions.get(known), self._config.retention)
+            for known in reversed(self._known.values())
+            if known.submission.identity == identity
+        ]
 
     def admit(self, submission: Submission) -> Generation:
         """Queue a new generation; QueueFull if no more may wait."""
         if self._scheduler.full:
             retry = timedelta(seconds=self.durations.median(_GENERATION) or _UNKNOWN_SECONDS)
             raise QueueFull(len(self._scheduler), self._scheduler.capacity, retry)
-        generation = Generation(submission, self.cancel, self._config.heartbeat_interval)
+        generation = Generation(
+            submission, self.cancel, self._config.heartbeat_interval, next(self._serials)
+        )
         if submission.timeout is not None:
             loop = asyncio.get_running_loop()
             generation.deadline = loop.call_later(submission.timeout, self._expire, generation)
@@ -97,12 +114,12 @@ class Ledger:
         """End it because somebody asked for it or nobody reads it any more."""
         self.end(generation, GenerationCancelled(generation.steps_done))
 
-    def succeed(self, generation: Generation, output_bytes: int) -> None:
+    def succeed(self, generation: Generation) -> None:
         """Close the log of a generation whose last event is written; keep it for other readers."""
         if generation.log.end():
             generation.state = State.SUCCEEDED
-            generation.output_bytes = output_bytes
             self._retire(generation)
+            self._retention.keep(generation)
 
     def end(self, generation: Generation, failure: RuntimeFailure) -> None:
         """End it without a result; nothing if it has ended: the first into the log wins."""
@@ -114,10 +131,12 @@ class Ledger:
             self._tell_positions()
         elif generation is self.running:
             self._on_ended_running(generation)
+        self._retire(generation)
         if isinstance(failure, (RanksLost, NotServing)):
             # Ended UNAVAILABLE: the same id may be sent again, and renders anew.
             self._forget(generation)
-        self._retire(generation)
+        else:
+            self._retention.keep(generation)
 
     def end_all(self, failure: RuntimeFailure) -> None:
         """End everything that waits or runs."""
@@ -125,16 +144,15 @@ class Ledger:
         for generation in [*self._scheduler, *running]:
             self.end(generation, failure)
 
-    def measured(self, generation: Generation) -> None:
+    def measured(self, seconds: float) -> None:
         """Remember how long a generation kept the ranks, for the estimates."""
-        self.durations.record(_GENERATION, time.monotonic() - generation.started_at)
+        self.durations.record(_GENERATION, seconds)
 
     def _expire(self, generation: Generation) -> None:
         self.end(generation, DeadlineExceeded(generation.steps_done))
 
     def _retire(self, generation: Generation) -> None:
-        if generation.deadline is not None:
-            generation.deadline.cancel()
+        generation.stop_timers()
         log.info(
             "generation ended",
             request_id=generation.request_id,
@@ -142,18 +160,6 @@ class Ledger:
             steps=generation.steps_done,
             seconds=round(time.monotonic() - generation.accepted_at, 3),
         )
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._config.retention, self._forget, generation)
-        self._bound_memory()
-
-    def _bound_memory(self) -> None:
-        finished = [known for known in self._known.values() if known.state.final]
-        kept = sum(known.output_bytes for known in finished)
-        for known in finished:
-            if kept <= self._config.retention_bytes:
-                break
-            kept -= known.output_bytes
-            self._forget(known)
 
     def _forget(self, generation: Generation) -> None:
         key = _key(generation.submission)

@@ -60,7 +60,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "heartbeat_interval": (0.05, 3600),
     "reader_timeout": (0.05, _WEEK),
     "retention": (0, _WEEK),
+    "retention_count": (0, 100_000),
     "retention_bytes": (0, 2**40),
+    "retention_memory_bytes": (0, 2**40),
+    "max_reattach_window": (30, _WEEK),
     "encoder_threads": (1, 64),
 }
 """Both ends inclusive. A test asserts that every number of the configuration stands here."""
