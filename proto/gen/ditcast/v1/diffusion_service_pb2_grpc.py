@@ -146,8 +146,11 @@ class DiffusionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetConfiguration(self, request, context):
-        """GetConfiguration answers the current configuration with every default filled
-        in.
+        """GetConfiguration answers the current configuration, or one of the last 20,
+        with every default filled in. Sent back through Configure with the mask "*",
+        an earlier one is in force again.
+
+        NOT_FOUND: no configuration is kept under that revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

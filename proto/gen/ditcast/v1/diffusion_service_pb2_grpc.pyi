@@ -91,8 +91,11 @@ class DiffusionServiceStub:
     NEEDS_RELOAD), or the reload failed and the old configuration is back.
     """
     GetConfiguration: _grpc.UnaryUnaryMultiCallable[_diffusion_service_pb2.GetConfigurationRequest, _diffusion_service_pb2.GetConfigurationResponse]
-    """GetConfiguration answers the current configuration with every default filled
-    in.
+    """GetConfiguration answers the current configuration, or one of the last 20,
+    with every default filled in. Sent back through Configure with the mask "*",
+    an earlier one is in force again.
+
+    NOT_FOUND: no configuration is kept under that revision.
     """
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_diffusion_service_pb2.GetCapabilitiesRequest, _diffusion_service_pb2.GetCapabilitiesResponse]
     """GetCapabilities answers what the loaded pipeline accepts and what it is held
@@ -154,8 +157,11 @@ class DiffusionServiceAsyncStub(DiffusionServiceStub):
     NEEDS_RELOAD), or the reload failed and the old configuration is back.
     """
     GetConfiguration: _aio.UnaryUnaryMultiCallable[_diffusion_service_pb2.GetConfigurationRequest, _diffusion_service_pb2.GetConfigurationResponse]  # type: ignore[assignment]
-    """GetConfiguration answers the current configuration with every default filled
-    in.
+    """GetConfiguration answers the current configuration, or one of the last 20,
+    with every default filled in. Sent back through Configure with the mask "*",
+    an earlier one is in force again.
+
+    NOT_FOUND: no configuration is kept under that revision.
     """
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_diffusion_service_pb2.GetCapabilitiesRequest, _diffusion_service_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
     """GetCapabilities answers what the loaded pipeline accepts and what it is held
@@ -250,8 +256,11 @@ class DiffusionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _diffusion_service_pb2.GetConfigurationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_diffusion_service_pb2.GetConfigurationResponse, _abc.Awaitable[_diffusion_service_pb2.GetConfigurationResponse]]:
-        """GetConfiguration answers the current configuration with every default filled
-        in.
+        """GetConfiguration answers the current configuration, or one of the last 20,
+        with every default filled in. Sent back through Configure with the mask "*",
+        an earlier one is in force again.
+
+        NOT_FOUND: no configuration is kept under that revision.
         """
 
     @_abc_1.abstractmethod
