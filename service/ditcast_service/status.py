@@ -84,29 +84,52 @@ def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a tab
         case errors.DeadlineExceeded(steps_done=steps):
             code = grpc.StatusCode.DEADLINE_EXCEEDED
             return _status(code, failure, "DEADLINE_EXCEEDED", steps_done=steps)
+        case errors.CannotMeetDeadline(limit=limit, estimate=estimate):
+            return _status(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                failure,
+                "CANNOT_MEET_TIME_LIMIT",
+                limit_seconds=limit.total_seconds(),
+                estimate_seconds=estimate.total_seconds(),
+            )
         case Unimplemented(rpc=rpc):
             return _status(grpc.StatusCode.UNIMPLEMENTED, failure, "NOT_IN_THIS_VERSION", rpc=rpc)
         case _:
-            return _lacking_or_internal(failure)
+            return _exhausted(failure)
 
 
-def _lacking_or_internal(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
-    """Cover what no change of the request would mend."""
+def _exhausted(failure: errors.RuntimeFailure) -> Status:
+    """Cover what there is too little of: places, bytes, memory, room, patience."""
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
     match failure:
         case errors.QueueFull(queue_depth=depth, capacity=capacity, retry_after=after):
             quota = _quota("queue", f"{depth} of {capacity} places are taken")
-            code = grpc.StatusCode.RESOURCE_EXHAUSTED
             return _status(code, failure, "QUEUE_FULL", quota, _retry(after))
+        case errors.TooManyBytes(bytes_in_flight=taken, limit=limit, retry_after=after):
+            quota = _quota("bytes_in_flight", f"{taken} of {limit} bytes are taken")
+            return _status(code, failure, "BYTES_IN_FLIGHT", quota, _retry(after))
         case errors.OutOfMemory(ranks=ranks):
             quota = _quota("memory", f"ranks {list(ranks)} ran out of memory for this request")
-            return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, failure, "OUT_OF_MEMORY", quota)
+            return _status(code, failure, "OUT_OF_MEMORY", quota)
+        case errors.ResultNotKept(cause=cause):
+            quota = _quota("retention", cause)
+            return _status(code, failure, "RESULT_NOT_KEPT", quota)
         case errors.ReaderTimeout():
-            return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, failure, "READER_TIMEOUT")
+            return _status(code, failure, "READER_TIMEOUT")
+        case _:
+            return _unavailable_or_internal(failure)
+
+
+def _unavailable_or_internal(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
+    """Cover what is the matter with the service itself."""
+    match failure:
         case errors.NotServing(reason=reason, retry_after=after):
             return _status(grpc.StatusCode.UNAVAILABLE, failure, reason, _retry(after))
         case errors.RanksLost(epoch=epoch, retry_after=after):
             code = grpc.StatusCode.UNAVAILABLE
             return _status(code, failure, "RANKS_LOST", _retry(after), epoch=epoch)
+        case errors.LosesRanks(epoch=epoch):
+            return _status(grpc.StatusCode.UNAVAILABLE, failure, "LOSES_RANKS", epoch=epoch)
         case errors.NanOutput(error_id=error_id):
             return _status(grpc.StatusCode.INTERNAL, failure, "NAN_OUTPUT", error_id=error_id)
         case errors.PipelineFailed(error_id=error_id, step=step):

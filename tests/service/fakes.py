@@ -40,6 +40,7 @@ from ditcast_runtime.messages import (
     TransformerFact,
 )
 from ditcast_runtime.settings import CacheSettings, ParallelismSettings
+from ditcast_runtime.summary import Summary
 
 Script = Sequence[EventKind | RuntimeFailure | Exception | float | asyncio.Event]
 """What a generation does: events, seconds to wait, things to wait for, what it fails with."""
@@ -254,17 +255,29 @@ class FakeEngine:
         parameters = submission.parameters
         if self.refusal is not None:
             raise self.refusal
-        known = self.generations.get(request_id)
-        if known is not None:
-            if known.digest != digest:
-                raise RequestIdReused(request_id)
-            return known
         self.submitted.append((parameters, submission.warnings, submission.timeout))
         made = FakeGeneration(request_id, digest, self.script(parameters), self.heartbeat_interval)
         self.generations[request_id] = made
         return made
 
-    def cancel(self, request_id: str, identity: str = "") -> State:  # noqa: ARG002
+    def same(self, request_id: str, identity: str, digest: bytes) -> FakeGeneration | None:  # noqa: ARG002
+        """Give a generation that was submitted before."""
+        known = self.generations.get(request_id)
+        if known is not None and known.digest != digest:
+            raise RequestIdReused(request_id)
+        return known
+
+    def find(self, request_id: str, identity: str) -> FakeGeneration:  # noqa: ARG002
+        """Give a generation that was submitted before."""
+        if request_id not in self.generations:
+            raise UnknownGeneration(request_id)
+        return self.generations[request_id]
+
+    def summaries(self, identity: str) -> list[Summary]:  # noqa: ARG002
+        """List nothing; the tests of lists have the real ledger."""
+        return []
+
+    def cancel(self, request_id: str, identity: str) -> State:  # noqa: ARG002
         """Answer the state of a generation and end its script."""
         if request_id not in self.generations:
             raise UnknownGeneration(request_id)
