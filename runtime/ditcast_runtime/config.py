@@ -66,6 +66,11 @@ class EngineConfig:
 
     queue_capacity: int = 64
     """Generations that may wait, 1 to 100000; more are refused with RESOURCE_EXHAUSTED."""
+    max_overtakes: int = 8
+    """So many later generations of higher priority may go before a waiting one, from 0."""
+    max_bytes_in_flight: int = 2**30
+    """Most bytes of pixels, raw and encoded, of all generations that are accepted and not finished;
+    more are refused with RESOURCE_EXHAUSTED, and one that is larger by itself is invalid."""
     max_num_inference_steps: int = 1000
     """Largest number of denoising steps a request may ask for, from 1."""
     min_side: int = 16

@@ -19,6 +19,7 @@ from grpc import aio
 
 from ditcast_runtime import errors
 from ditcast_runtime.settings import Problem
+from ditcast_service import refusals
 
 DOMAIN = "ditcast"
 MAX_VIOLATIONS = 32
@@ -66,7 +67,7 @@ def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a tab
         case errors.InvalidRequest(problems=problems):
             return _invalid(problems)
         case errors.UnsupportedRequest(problems=problems):
-            return _unsupported(problems)
+            return _precondition(problems, "UNSUPPORTED")
         case errors.PipelineRefused(field=field, reason=reason):
             violation = details.BadRequest.FieldViolation(
                 field=field, description=_short(reason, 400)
@@ -168,13 +169,15 @@ def _invalid(problems: Sequence[Problem]) -> Status:
     return _fitted(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", problems, pack)
 
 
-def _unsupported(problems: Sequence[Problem]) -> Status:
+def _precondition(problems: Sequence[Problem], kind: str) -> Status:
+    """Give FAILED_PRECONDITION; `kind` is the reason, and the type of each violation."""
+
     def pack(length: int, count: int) -> Message:
         violation = details.PreconditionFailure.Violation
         return details.PreconditionFailure(  # type: ignore[no-any-return]
             violations=[
                 violation(
-                    type="UNSUPPORTED",
+                    type=kind,
                     subject=_short(problem.field, MAX_FIELD_CHARACTERS),
                     description=_short(problem.reason, length),
                 )
@@ -182,7 +185,7 @@ def _unsupported(problems: Sequence[Problem]) -> Status:
             ]
         )
 
-    return _fitted(grpc.StatusCode.FAILED_PRECONDITION, "UNSUPPORTED", problems, pack)
+    return _fitted(grpc.StatusCode.FAILED_PRECONDITION, kind, problems, pack)
 
 
 def _fitted(code: grpc.StatusCode, reason: str, problems: Sequence[Problem], pack: _Pack) -> Status:

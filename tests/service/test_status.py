@@ -19,6 +19,8 @@ CASES = [
     (errors.UnsupportedRequest((Problem("a", "b"),)), 9, "UNSUPPORTED", "PreconditionFailure"),
     (errors.PipelineRefused("pipeline_kwargs", "no"), 3, "PIPELINE_REFUSED", "BadRequest"),
     (errors.QueueFull(64, 64, SOON), 8, "QUEUE_FULL", "QuotaFailure RetryInfo"),
+    (errors.TooManyBytes(1, 2, SOON), 8, "BYTES_IN_FLIGHT", "QuotaFailure RetryInfo"),
+    (errors.CannotMeetDeadline(SOON, SOON), 4, "CANNOT_MEET_TIME_LIMIT", ""),
     (errors.OutOfMemory((0, 1)), 8, "OUT_OF_MEMORY", "QuotaFailure"),
     (errors.ResultNotKept("disk full"), 8, "RESULT_NOT_KEPT", "QuotaFailure"),
     (errors.ReaderTimeout(), 8, "READER_TIMEOUT", ""),

@@ -159,8 +159,7 @@ REFUSED = [
         "reattach_window",
         "leave it unset",
     ),
-    (asking(priority=1), "priority", "not supported"),
-    (asking(priority=3), "priority", "not supported"),
+    (asking(priority=9), "priority", "knows no priority 9"),
 ]
 
 

@@ -148,7 +148,11 @@ class GenerateRequest(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """The generation's own time limit from being accepted, over 0; it survives
         re-attaching. The deadline of the RPC ends the generation too, unless
-        `on_disconnect` is CONTINUE. Unset: no limit of its own.
+        `on_disconnect` is CONTINUE. A limit, or a deadline, is refused at once
+        (DEADLINE_EXCEEDED, reason CANNOT_MEET_TIME_LIMIT, with `limit_seconds` and
+        `estimate_seconds` in the metadata) if by what was measured on generations
+        like this one and those before it, never by a guess, it takes over 1.5 times
+        as long. Unset: no limit of its own.
         """
 
     @_builtins.property
