@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from grpc import aio
 
@@ -20,13 +20,12 @@ from ditcast_runtime.config import Configuration
 from ditcast_runtime.errors import InvalidRequest
 from ditcast_runtime.events import RequestWarning, Started
 from ditcast_runtime.generation import Parameters, State
-from ditcast_runtime.messages import Facts
 from ditcast_runtime.settings import Problem
 from ditcast_runtime.summary import Summary
 from ditcast_service.config import ServerConfig
+from ditcast_service.configure import ConfigurableEngine, configure
 from ditcast_service.interceptors import record
 from ditcast_service.listing import page
-from ditcast_service.status import Unimplemented
 from ditcast_service.streaming import Generation, Stream
 from ditcast_service.translate.acceleration import configuration_to_proto
 from ditcast_service.translate.capabilities import capabilities
@@ -41,17 +40,11 @@ GenerateContext = aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 WatchContext = aio.ServicerContext[pb.WatchGenerationRequest, pb.WatchGenerationResponse]
 
 
-class Engine(Protocol):
+class Engine(ConfigurableEngine, Protocol):
     """What the RPCs need of the engine; tests have one of their own."""
 
-    @property
-    def facts(self) -> Facts:
-        """What the loaded pipeline takes; raises NotServing before the first SERVING."""
-        ...
-
-    @property
-    def configuration(self) -> Configuration:
-        """What is in force."""
+    def configuration_at(self, revision: int) -> Configuration:
+        """Give one of the last 20 configurations; raises UnknownRevision."""
         ...
 
     def submit(self, submission: Submission) -> Generation:
@@ -160,13 +153,19 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         request: pb.GetConfigurationRequest,
         context: aio.ServicerContext[pb.GetConfigurationRequest, pb.GetConfigurationResponse],
     ) -> pb.GetConfigurationResponse:
-        """Answer what is in force, with every default filled in."""
-        message = configuration_to_proto(self._engine.configuration)
-        return pb.GetConfigurationResponse(configuration=message)
+        """Answer what is in force, or what was under a revision, with every default filled in."""
+        found = self._engine.configuration
+        if request.HasField("revision"):
+            found = self._engine.configuration_at(request.revision)
+        return pb.GetConfigurationResponse(configuration=configuration_to_proto(found))
 
-    async def Configure(self, request: pb.ConfigureRequest, context: object) -> NoReturn:
-        """Refuse: not in this version."""
-        raise Unimplemented("Configure")
+    async def Configure(
+        self,
+        request: pb.ConfigureRequest,
+        context: aio.ServicerContext[pb.ConfigureRequest, pb.ConfigureResponse],
+    ) -> pb.ConfigureResponse:
+        """Change the configuration between two generations, or say what would become of it."""
+        return await configure(self._engine, self._config, request, context.time_remaining())
 
     def _settle(
         self, request: pb.GenerateRequest, request_id: str, context: GenerateContext

@@ -37,18 +37,6 @@ _Pack = Callable[[int, int], Message]
 """Make the detail with reasons of so many characters for so many problems."""
 
 
-class Unimplemented(errors.RuntimeFailure):
-    """This version does not have the RPC yet.
-
-    Attributes:
-        rpc: its name in the contract.
-    """
-
-    def __init__(self, rpc: str) -> None:
-        self.rpc = rpc
-        super().__init__(f"{rpc} is not supported by this version yet.")
-
-
 class Fault(errors.RuntimeFailure):
     """A bug of ours in the service process.
 
@@ -93,10 +81,31 @@ def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a tab
                 limit_seconds=limit.total_seconds(),
                 estimate_seconds=estimate.total_seconds(),
             )
-        case Unimplemented(rpc=rpc):
-            return _status(grpc.StatusCode.UNIMPLEMENTED, failure, "NOT_IN_THIS_VERSION", rpc=rpc)
         case _:
-            return _exhausted(failure)
+            return _of_configure(failure) or _exhausted(failure)
+
+
+def _of_configure(failure: errors.RuntimeFailure) -> Status | None:  # noqa: PLR0911 (a table)
+    """Cover what only a change of the configuration, or asking for one, can meet."""
+    match failure:
+        case errors.UnknownRevision(revision=revision):
+            resource = details.ResourceInfo(
+                resource_type="ditcast.v1.Configuration", resource_name=str(revision)
+            )
+            return _status(grpc.StatusCode.NOT_FOUND, failure, "REVISION_NOT_FOUND", resource)
+        case refusals.RevisionMismatch(current=current):
+            code = grpc.StatusCode.ABORTED
+            return _status(code, failure, "REVISION_MISMATCH", current_revision=current)
+        case refusals.NotAppliedInTime():
+            return _status(grpc.StatusCode.DEADLINE_EXCEEDED, failure, "NOT_APPLIED")
+        case refusals.NeedsReload(problems=problems):
+            return _precondition(problems, "NEEDS_RELOAD")
+        case errors.ChangeRefused(problems=problems):
+            return _precondition(problems, "CHANGE_REFUSED")
+        case errors.ReloadFailed(cause=cause):
+            return _precondition((Problem("configuration", cause),), "RELOAD_FAILED")
+        case _:
+            return None
 
 
 def _exhausted(failure: errors.RuntimeFailure) -> Status:

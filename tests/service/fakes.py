@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from ditcast_runtime.errors import (
     RequestIdReused,
     RuntimeFailure,
     UnknownGeneration,
+    UnknownRevision,
 )
 from ditcast_runtime.events import (
     CacheDecision,
@@ -236,6 +238,12 @@ class FakeEngine:
         self.serving = True
         self.facts_now = FACTS
         self.configuration = CONFIGURATION
+        self.initial_configuration = CONFIGURATION
+        self.history = {CONFIGURATION.revision: CONFIGURATION}
+        self.writing = asyncio.Lock()
+        self.between_generations = asyncio.Event()
+        self.between_generations.set()
+        self.change_failure: RuntimeFailure | None = None
         self.script: Callable[[Parameters], Script] = success
         self.refusal: RuntimeFailure | None = None
         self.heartbeat_interval = 0.05
@@ -248,6 +256,26 @@ class FakeEngine:
         if not self.serving:
             raise NotServing("LOADING", timedelta(seconds=3))
         return self.facts_now
+
+    def configuration_at(self, revision: int) -> Configuration:
+        """Give what was in force under a revision."""
+        if revision not in self.history:
+            raise UnknownRevision(revision)
+        return self.history[revision]
+
+    async def configure(self, plan: Callable[[Configuration], Configuration]) -> Configuration:
+        """Put a change into force once no generation runs, one writer at a time."""
+        async with self.writing:
+            current = self.configuration
+            wanted = dataclasses.replace(plan(current), revision=current.revision)
+            if wanted == current:
+                return current
+            await self.between_generations.wait()
+            if self.change_failure is not None:
+                raise self.change_failure
+            self.configuration = dataclasses.replace(wanted, revision=current.revision + 1)
+            self.history[self.configuration.revision] = self.configuration
+            return self.configuration
 
     def submit(self, submission: Submission) -> FakeGeneration:
         """Take a generation, or refuse it as it was told to."""

@@ -9,7 +9,8 @@ from google.rpc import error_details_pb2 as details
 
 from ditcast_runtime import errors
 from ditcast_runtime.settings import Problem
-from ditcast_service.status import Fault, Unimplemented, status_of
+from ditcast_service.refusals import NeedsReload, NotAppliedInTime, RevisionMismatch
+from ditcast_service.status import Fault, status_of
 
 SOON = timedelta(seconds=2)
 MANY = tuple(Problem(f"pipeline_kwargs.{'ü' * 300}{n}", "é" * 2000) for n in range(200))
@@ -33,7 +34,12 @@ CASES = [
     (errors.NanOutput("id"), 13, "NAN_OUTPUT", ""),
     (errors.UnknownGeneration("x"), 5, "GENERATION_NOT_FOUND", "ResourceInfo"),
     (errors.RequestIdReused("x" * 5000), 6, "REQUEST_ID_REUSED", "ResourceInfo"),
-    (Unimplemented("Configure"), 12, "NOT_IN_THIS_VERSION", ""),
+    (errors.UnknownRevision(3), 5, "REVISION_NOT_FOUND", "ResourceInfo"),
+    (errors.ChangeRefused((Problem("cache", "b"),)), 9, "CHANGE_REFUSED", "PreconditionFailure"),
+    (errors.ReloadFailed("out of memory"), 9, "RELOAD_FAILED", "PreconditionFailure"),
+    (RevisionMismatch(2, 3), 10, "REVISION_MISMATCH", ""),
+    (NeedsReload((Problem("quantize", "b"),)), 9, "NEEDS_RELOAD", "PreconditionFailure"),
+    (NotAppliedInTime(), 4, "NOT_APPLIED", ""),
     (Fault("id"), 13, "INTERNAL_ERROR", ""),
     (errors.InvalidRequest(MANY), 3, "INVALID_REQUEST", "BadRequest"),
     (errors.UnsupportedRequest(MANY), 9, "UNSUPPORTED", "PreconditionFailure"),
