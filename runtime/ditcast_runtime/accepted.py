@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from ditcast_runtime.config import Configuration
 from ditcast_runtime.event_log import EventLog
@@ -50,6 +51,7 @@ class Generation:
         submission: Submission,
         on_abandoned: Callable[[Generation], None],
         silence: float,
+        serial: int,
     ) -> None:
         self.submission = submission
         self.parameters = submission.parameters
@@ -66,13 +68,17 @@ class Generation:
         self.state = State.QUEUED
         self.number = 0
         self.steps: list[StepCompleted] = []
+        self.serial = serial
+        """Grows with each that the process accepts."""
+        self.created_at = datetime.now(UTC)
         self.accepted_at = time.monotonic()
         self.started_at = 0.0
-        self.output_bytes = 0
         self.deadline: asyncio.TimerHandle | None = None
+        self.readers = 0
         self._on_abandoned = on_abandoned
         self._silence = silence
-        self._readers = 0
+        self._window: asyncio.TimerHandle | None = None
+        """Runs while nobody reads; its end is the end of the generation."""
 
     @property
     def request_id(self) -> str:
@@ -85,6 +91,11 @@ class Generation:
         return self.log.last_sequence
 
     @property
+    def output_bytes(self) -> int:
+        """Bytes of encoded outputs so far."""
+        return self.log.output_bytes
+
+    @property
     def steps_done(self) -> int:
         """Denoising steps that have ended."""
         return len(self.steps)
@@ -92,17 +103,39 @@ class Generation:
     async def follow(self, after_sequence: int = 0) -> AsyncGenerator[Event | None, None]:
         """Give its events to one reader, and None after `heartbeat_interval` of silence.
 
-        When the last reader leaves before the end, the generation is cancelled.
+        When the last reader leaves before the end, the generation is cancelled, unless it goes on
+        without any or a reader is there again within the window that was asked for.
 
         Raises:
             RuntimeFailure: what ended it without a result.
         """
-        self._readers += 1
+        self.readers += 1
+        self._stop_window()
         try:
             async with aclosing(self.log.follow(after_sequence, self._silence)) as events:
                 async for event in events:
                     yield event
         finally:
-            self._readers -= 1
-            if self._readers == 0 and not self.state.final:
-                self._on_abandoned(self)
+            self.readers -= 1
+            if self.readers == 0 and not self.state.final:
+                self._is_left()
+
+    def stop_timers(self) -> None:
+        """Let nothing end it any more, as it has ended."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self._stop_window()
+
+    def _is_left(self) -> None:
+        if self.submission.continues:
+            return
+        if self.submission.reattach_window <= 0:
+            self._on_abandoned(self)
+            return
+        loop = asyncio.get_running_loop()
+        self._window = loop.call_later(self.submission.reattach_window, self._on_abandoned, self)
+
+    def _stop_window(self) -> None:
+        if self._window is not None:
+            self._window.cancel()
+            self._window = None

@@ -164,7 +164,8 @@ class ServiceChannel:
             self._lose(str(error))
             return
         for report in reports:
-            descriptor = self._descriptors.pop(0) if isinstance(report, Output) else None
+            brings = isinstance(report, Output) and self._descriptors
+            descriptor = self._descriptors.pop(0) if brings else None
             self._on_report(report, descriptor)
 
     def _receive(self) -> bytes:

@@ -66,6 +66,11 @@ class EngineConfig:
 
     queue_capacity: int = 64
     """Generations that may wait, 1 to 100000; more are refused with RESOURCE_EXHAUSTED."""
+    max_overtakes: int = 8
+    """So many later generations of higher priority may go before a waiting one, from 0."""
+    max_bytes_in_flight: int = 2**30
+    """Most bytes of pixels, raw and encoded, of all generations that are accepted and not finished;
+    more are refused with RESOURCE_EXHAUSTED, and one that is larger by itself is invalid."""
     max_num_inference_steps: int = 1000
     """Largest number of denoising steps a request may ask for, from 1."""
     min_side: int = 16
@@ -120,8 +125,16 @@ class EngineConfig:
     """How long a reader may take nothing before its stream is ended."""
     retention: float = 300.0
     """How long a finished generation is kept for other readers of the same request_id."""
-    retention_bytes: int = 256 * 2**20
-    """Most output bytes kept of finished generations; the oldest go first."""
+    retention_count: int = 256
+    """Most finished generations kept, from 0; the oldest go first. Each may hold a file open."""
+    retention_bytes: int = 2**30
+    """Most output bytes kept of finished generations; the oldest go first. A larger result is sent
+    to whoever reads it when it is made, and kept for nobody."""
+    retention_memory_bytes: int = 64 * 2**20
+    """How many of them are held in memory; the rest lies in files, in the folder that the system
+    has for temporary ones (TMPDIR)."""
+    max_reattach_window: float = 600.0
+    """Longest time, from 30 s, that a request may ask to go on for without a reader."""
     encoder_threads: int = 2
     """Threads that encode outputs in the service process, 1 to 64."""
     log_prompts: bool = False

@@ -56,7 +56,7 @@ class Order:
     run: RunRecord
     output: ReceivedOutput
     receipt: Callable[[tuple[OutputDigest, ...]], Receipt]
-    succeeded: Callable[[Generation, int], None]
+    succeeded: Callable[[Generation], None]
     failed: Callable[[Generation, RuntimeFailure], None]
 
 
@@ -90,7 +90,7 @@ class Delivery:
 
     async def _deliver(self, order: Order) -> None:
         try:
-            digests = await self._encode_all(order)
+            await self._encode_all(order)
         except Exception as error:  # whatever an encoder raises must end this generation alone
             error_id = uuid.uuid4().hex
             log.exception("encoding failed", error_id=error_id)
@@ -100,10 +100,9 @@ class Delivery:
         finally:
             order.run.discard_output()
             self._places.release()
-        total = sum(digest.size_bytes for digest in digests)
-        order.succeeded(order.generation, total)
+        order.succeeded(order.generation)
 
-    async def _encode_all(self, order: Order) -> tuple[OutputDigest, ...]:
+    async def _encode_all(self, order: Order) -> None:
         began = time.monotonic()
         received = order.output
         message = received.message
@@ -129,7 +128,6 @@ class Delivery:
             for index, job in enumerate(jobs):
                 digests.append(self._send(order.generation, index, *(await job)))
         self._complete(order, tuple(digests), time.monotonic() - began)
-        return tuple(digests)
 
     def _encode_one(
         self, pixels: memoryview, width: int, height: int, options: OutputOptions

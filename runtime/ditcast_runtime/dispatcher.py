@@ -129,7 +129,9 @@ class Dispatcher:
     async def _serve(self, group: Group) -> None:
         """Start the group, then run what waits; returns when it has drained."""
         began = time.monotonic()
+        self._ledger.estimates.serving_at = began + self._start_seconds
         facts = await group.start()
+        self._ledger.estimates.serves(facts.separate_cfg)
         self._start_seconds = time.monotonic() - began
         self._served = True
         log.info("serving", epoch=group.epoch, seconds=round(self._start_seconds, 1))

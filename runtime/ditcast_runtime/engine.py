@@ -29,6 +29,7 @@ from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.messages import Facts
 from ditcast_runtime.runner import Runner
 from ditcast_runtime.settings import Acceleration, resolve_parallelism
+from ditcast_runtime.summary import Summary
 
 __all__ = ["Encode", "Engine", "Generation", "Phase", "Submission"]
 
@@ -66,7 +67,7 @@ class Engine:
         self._pool = ThreadPoolExecutor(config.encoder_threads, thread_name_prefix="encode")
         # Private: whoever could write the rendezvous file in it could join the group.
         self._folder = Path(tempfile.mkdtemp(prefix="ditcast-"))
-        self._ledger = Ledger(config, self._leave)
+        self._ledger = Ledger(config, self._folder, self._leave)
         self._delivery = Delivery(encode, self._pool, config.chunk_bytes)
         runner = Runner(
             config, self._ledger, self._delivery, lambda: self.configuration, self._receipt
@@ -189,11 +190,23 @@ class Engine:
             NotServing: before the first SERVING and while draining.
             QueueFull: nothing more may wait.
         """
-        known = self._ledger.same(submission)
+        known = self.same(submission.request_id, submission.identity, submission.digest)
         if known is not None:
             return known
         self._check_accepting()
         return self._ledger.admit(submission)
+
+    def same(self, request_id: str, identity: str, digest: bytes) -> Generation | None:
+        """Give the generation that a caller's id stands for already, if any.
+
+        Raises:
+            RequestIdReused: it stands for other content.
+        """
+        return self._ledger.same(request_id, identity, digest)
+
+    def summaries(self, identity: str = "") -> list[Summary]:
+        """List a caller's generations, the newest first."""
+        return self._ledger.summaries(identity)
 
     def find(self, request_id: str, identity: str = "") -> Generation:
         """Give a caller's generation; UnknownGeneration if there is none of this id of theirs."""

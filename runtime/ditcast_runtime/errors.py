@@ -66,6 +66,37 @@ class QueueFull(RuntimeFailure):
         super().__init__(f"The queue is full: {queue_depth} of {capacity} places are taken.")
 
 
+class TooManyBytes(RuntimeFailure):
+    """The pixels of what is accepted and not finished leave no room for these.
+
+    Attributes:
+        bytes_in_flight: what they take now.
+        limit: what they may take.
+        retry_after: when there is likely to be room.
+    """
+
+    def __init__(self, bytes_in_flight: int, limit: int, retry_after: timedelta) -> None:
+        self.bytes_in_flight = bytes_in_flight
+        self.limit = limit
+        self.retry_after = retry_after
+        super().__init__(f"{bytes_in_flight} of {limit} bytes in flight are taken.")
+
+
+class CannotMeetDeadline(RuntimeFailure):
+    """Refused at once: by what was measured, it would take far longer than its time limit.
+
+    Attributes:
+        limit: its time limit.
+        estimate: how long it takes, by measurements of its own kind and of those before it.
+    """
+
+    def __init__(self, limit: timedelta, estimate: timedelta) -> None:
+        self.limit = limit
+        self.estimate = estimate
+        text = f"{estimate.total_seconds():.1f} s, over its limit of {limit.total_seconds():.1f} s"
+        super().__init__(f"The generation would take about {text}.")
+
+
 class NotServing(RuntimeFailure):
     """The service takes no new generation now.
 
@@ -246,6 +277,18 @@ class ReloadFailed(RuntimeFailure):
     def __init__(self, cause: str) -> None:
         self.cause = cause
         super().__init__(f"The reload failed, and the old configuration is back: {cause}")
+
+
+class ResultNotKept(RuntimeFailure):
+    """The outputs were made, but nothing could keep them for later readers.
+
+    Attributes:
+        cause: what stood in the way, such as "No space left on device".
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(f"The outputs could not be kept for later readers: {cause}.")
 
 
 class ReaderTimeout(RuntimeFailure):

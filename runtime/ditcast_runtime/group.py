@@ -172,7 +172,8 @@ class Group:
             if isinstance(report, Ended):
                 ended += 1
             if isinstance(report, Failed) and report.kind is FailureKind.SETTINGS_DIFFER:
-                raise GroupLost(f"rank {report.rank} holds other cache settings than it was told")
+                self._lose(f"rank {report.rank} holds other cache settings than it was told")
+                raise GroupLost(self.explanation)
             failed = failed or isinstance(report, Failed)
             if failed or ended:
                 # Set once: each report of a rank that arrives must not prolong the wait.
@@ -270,15 +271,29 @@ class Group:
                     self._on_warming_up()
             case CannotServe():
                 self._reports.put_nowait(CannotLoad(rank, report.error_type, report.reason))
-            case Output():
-                if descriptor is None:
-                    self._lose(f"rank {rank} sent an output without its pixels")
-                else:
-                    self._reports.put_nowait(ReceivedOutput(report, descriptor))
-            case Ready() | Denoising() | Step() | Failed() | Ended():
+            case Ready():
                 self._reports.put_nowait(report)
+            case Denoising() | Step() | Output() | Failed() | Ended():
+                self._pass_on(rank, report, descriptor)
             case _:
                 assert_never(report)
+
+    def _pass_on(
+        self,
+        rank: int,
+        report: Denoising | Step | Output | Failed | Ended,
+        descriptor: int | None,
+    ) -> None:
+        if report.number != self._number:
+            # Of a run that is over: counted now, it could end the one that runs.
+            if descriptor is not None:
+                os.close(descriptor)
+        elif not isinstance(report, Output):
+            self._reports.put_nowait(report)
+        elif descriptor is None:
+            self._lose(f"rank {rank} sent an output without its pixels")
+        else:
+            self._reports.put_nowait(ReceivedOutput(report, descriptor))
 
     async def _next(self) -> RunReport | Ready:
         report = await self._reports.get()

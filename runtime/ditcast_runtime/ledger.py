@@ -3,59 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import timedelta
+from pathlib import Path
 
 import structlog
 
 from ditcast_runtime.accepted import Generation, Submission
+from ditcast_runtime.admission import Admission
 from ditcast_runtime.config import EngineConfig
 from ditcast_runtime.errors import (
     DeadlineExceeded,
     GenerationCancelled,
     NotServing,
-    QueueFull,
     RanksLost,
     RequestIdReused,
     RuntimeFailure,
     UnknownGeneration,
 )
-from ditcast_runtime.events import Queued
+from ditcast_runtime.estimates import Estimates
 from ditcast_runtime.generation import State
-from ditcast_runtime.scheduler import Durations, Scheduler
+from ditcast_runtime.group import RunReport
+from ditcast_runtime.retention import Retention
+from ditcast_runtime.summary import Summary, summarize
 
 log = structlog.get_logger()
 
-_UNKNOWN_SECONDS = 5.0
-"""What a generation is taken to last before any was measured."""
-
-_GENERATION = "generation"
-"""The kind under which whole generations are measured; steps have kinds of their own."""
-
 
 class Ledger:
-    """Admits, orders, ends, keeps and forgets generations.
+    """Admits, ends, keeps and forgets generations.
 
     `work` is set when there may be something to run; `on_ended_running` is called when the
     generation that runs has ended for its readers, so that the ranks can be told to leave it.
     """
 
     def __init__(
-        self, config: EngineConfig, on_ended_running: Callable[[Generation], None]
+        self, config: EngineConfig, folder: Path, on_ended_running: Callable[[Generation], None]
     ) -> None:
         self._config = config
         self._on_ended_running = on_ended_running
-        self._scheduler: Scheduler[Generation] = Scheduler(config.queue_capacity)
+        self._admission = Admission(config)
         self._known: OrderedDict[tuple[str, str], Generation] = OrderedDict()
-        self.durations = Durations()
+        self._serials = itertools.count(1)
+        self._retention = Retention(config, folder, self._forget)
         self.running: Generation | None = None
         self.work = asyncio.Event()
 
     def __len__(self) -> int:
         """Give how many wait."""
-        return len(self._scheduler)
+        return len(self._admission)
+
+    @property
+    def estimates(self) -> Estimates:
+        """What is known of how long generations take."""
+        return self._admission.estimates
 
     def find(self, request_id: str, identity: str) -> Generation:
         """Give a caller's generation; UnknownGeneration if there is none of this id of theirs."""
@@ -64,45 +67,68 @@ class Ledger:
             raise UnknownGeneration(request_id)
         return generation
 
-    def same(self, submission: Submission) -> Generation | None:
+    def same(self, request_id: str, identity: str, digest: bytes) -> Generation | None:
         """Give the generation of this id, if any; RequestIdReused if its content is another."""
-        known = self._known.get(_key(submission))
-        if known is not None and known.submission.digest != submission.digest:
-            raise RequestIdReused(submission.request_id)
+        known = self._known.get((identity, request_id))
+        if known is not None and known.submission.digest != digest:
+            raise RequestIdReused(request_id)
         return known
 
+    def summaries(self, identity: str) -> list[Summary]:
+        """List a caller's generations, the newest first."""
+        positions = {waiting: position for position, waiting in enumerate(self._admission)}
+        return [
+            summarize(known, positions.get(known), self._config.retention)
+            for known in reversed(self._known.values())
+            if known.submission.identity == identity
+        ]
+
     def admit(self, submission: Submission) -> Generation:
-        """Queue a new generation; QueueFull if no more may wait."""
-        if self._scheduler.full:
-            retry = timedelta(seconds=self.durations.median(_GENERATION) or _UNKNOWN_SECONDS)
-            raise QueueFull(len(self._scheduler), self._scheduler.capacity, retry)
-        generation = Generation(submission, self.cancel, self._config.heartbeat_interval)
+        """Queue a new generation.
+
+        Raises:
+            QueueFull: no more may wait.
+            TooManyBytes: too much is in flight for one of its size.
+            CannotMeetDeadline: by what was measured it takes longer than its time limit.
+        """
+        generation = Generation(
+            submission, self.cancel, self._config.heartbeat_interval, next(self._serials)
+        )
+        self._admission.admit(generation, self.running)
         if submission.timeout is not None:
             loop = asyncio.get_running_loop()
             generation.deadline = loop.call_later(submission.timeout, self._expire, generation)
         self._known[_key(submission)] = generation
-        self._scheduler.add(generation)
-        generation.log.append(self._queued(len(self._scheduler) - 1))
         self.work.set()
         return generation
 
     def take(self) -> Generation | None:
         """Take out the next to run, which is `running` until it is released."""
-        self.running = self._scheduler.take()
-        if self.running is not None:
-            self._tell_positions()
+        self.running = self._admission.take()
         return self.running
+
+    def put_back(self, generation: Generation) -> None:
+        """Let the one that was taken wait again, before all others."""
+        self.running = None
+        self._admission.put_back(generation)
+        self.work.set()
+
+    def observe(self, generation: Generation, report: RunReport) -> None:
+        """Learn how long things take from a report about the one that runs, and pass it on."""
+        self.estimates.observe(generation, report, time.monotonic())
+        self._admission.look_again(self.running)
 
     def cancel(self, generation: Generation) -> None:
         """End it because somebody asked for it or nobody reads it any more."""
         self.end(generation, GenerationCancelled(generation.steps_done))
 
-    def succeed(self, generation: Generation, output_bytes: int) -> None:
+    def succeed(self, generation: Generation) -> None:
         """Close the log of a generation whose last event is written; keep it for other readers."""
         if generation.log.end():
             generation.state = State.SUCCEEDED
-            generation.output_bytes = output_bytes
+            self._admission.finish(generation, self.running)
             self._retire(generation)
+            self._retention.keep(generation)
 
     def end(self, generation: Generation, failure: RuntimeFailure) -> None:
         """End it without a result; nothing if it has ended: the first into the log wins."""
@@ -110,31 +136,27 @@ class Ledger:
             return
         stopped = isinstance(failure, (GenerationCancelled, DeadlineExceeded))
         generation.state = State.CANCELLED if stopped else State.FAILED
-        if self._scheduler.remove(generation):
-            self._tell_positions()
-        elif generation is self.running:
+        self._admission.finish(generation, self.running)
+        if generation is self.running:
             self._on_ended_running(generation)
+        self._retire(generation)
         if isinstance(failure, (RanksLost, NotServing)):
             # Ended UNAVAILABLE: the same id may be sent again, and renders anew.
             self._forget(generation)
-        self._retire(generation)
+        else:
+            self._retention.keep(generation)
 
     def end_all(self, failure: RuntimeFailure) -> None:
         """End everything that waits or runs."""
         running = [self.running] if self.running is not None else []
-        for generation in [*self._scheduler, *running]:
+        for generation in [*self._admission.clear(), *running]:
             self.end(generation, failure)
-
-    def measured(self, seconds: float) -> None:
-        """Remember how long a generation kept the ranks, for the estimates."""
-        self.durations.record(_GENERATION, seconds)
 
     def _expire(self, generation: Generation) -> None:
         self.end(generation, DeadlineExceeded(generation.steps_done))
 
     def _retire(self, generation: Generation) -> None:
-        if generation.deadline is not None:
-            generation.deadline.cancel()
+        generation.stop_timers()
         log.info(
             "generation ended",
             request_id=generation.request_id,
@@ -142,34 +164,11 @@ class Ledger:
             steps=generation.steps_done,
             seconds=round(time.monotonic() - generation.accepted_at, 3),
         )
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._config.retention, self._forget, generation)
-        self._bound_memory()
-
-    def _bound_memory(self) -> None:
-        finished = [known for known in self._known.values() if known.state.final]
-        kept = sum(known.output_bytes for known in finished)
-        for known in finished:
-            if kept <= self._config.retention_bytes:
-                break
-            kept -= known.output_bytes
-            self._forget(known)
 
     def _forget(self, generation: Generation) -> None:
         key = _key(generation.submission)
         if self._known.get(key) is generation:
             del self._known[key]
-
-    def _tell_positions(self) -> None:
-        for position, generation in enumerate(self._scheduler):
-            generation.log.append(self._queued(position))
-
-    def _queued(self, position: int) -> Queued:
-        seconds = self.durations.median(_GENERATION)
-        if seconds is None:
-            return Queued(position=position)
-        ahead = position + (1 if self.running is not None else 0)
-        return Queued(position=position, estimated_wait=ahead * seconds)
 
 
 def _key(submission: Submission) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -91,7 +92,9 @@ class Member:
     def kill(self) -> None:
         """Kill whatever is left of its session, and close the channel."""
         if self.process.returncode is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            # It may have been reaped already, with its return code still on the way to us.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.channel.close()
 
     async def reap(self) -> None:

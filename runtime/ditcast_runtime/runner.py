@@ -51,7 +51,6 @@ class Runner:
         self._configuration = configuration
         self._make_receipt = make_receipt
         self._run = RunRecord()
-        self._began = 0.0
 
     @property
     def failures(self) -> list[Failed]:
@@ -85,7 +84,6 @@ class Runner:
             return False
         generation.number, generation.stage = number, "prepare"
         generation.state = State.RUNNING
-        self._began = time.monotonic()
         if generation.configuration is not None:
             return True
         generation.configuration = self._configuration()
@@ -97,7 +95,7 @@ class Runner:
             # It was sound when it was accepted: what changed is the configuration.
             self._ledger.end(generation, UnsupportedRequest(error.problems))
             return False
-        generation.started_at = self._began
+        generation.started_at = time.monotonic()
         generation.log.append(
             Started(
                 parameters=generation.parameters,
@@ -123,13 +121,12 @@ class Runner:
                 self._take(generation, run, report)
 
     def _take(self, generation: Generation, run: RunRecord, report: RunReport) -> None:
+        self._ledger.observe(generation, report)
         match report:
             case Denoising():
                 generation.stage = "denoise"
                 run.sigmas, run.prepare_seconds = report.sigmas, report.prepare_seconds
             case Step():
-                kind = _step_kind(generation.parameters)
-                self._ledger.durations.record(kind, report.seconds)
                 _add_step(generation, report)
             case ReceivedOutput():
                 run.output = report
@@ -152,7 +149,6 @@ class Runner:
         if outcome is not Outcome.DONE:
             self._ledger.end(generation, _failure(generation.request_id, run.failures))
             return False
-        self._ledger.measured(time.monotonic() - self._began)
         if generation.state.final or run.output is None:
             return False
         self._delivery.begin(
@@ -168,7 +164,7 @@ class Runner:
         return True
 
     def _step_limit(self, parameters: Parameters) -> float | None:
-        median = self._ledger.durations.median(_step_kind(parameters))
+        median = self._ledger.estimates.step_median(parameters)
         if median is None:
             return None
         return max(self._config.step_timeout_floor, self._config.step_timeout_factor * median)
@@ -189,11 +185,6 @@ def _add_step(generation: Generation, report: Step) -> None:
     generation.log.append(event)
     if report.step == report.total_steps:
         generation.stage = "decode"
-
-
-def _step_kind(parameters: Parameters) -> tuple[object, ...]:
-    """Tell what makes steps take equally long."""
-    return (parameters.width, parameters.height, parameters.num_images, parameters.cache)
 
 
 def _failure(request_id: str, failures: list[Failed]) -> RuntimeFailure:

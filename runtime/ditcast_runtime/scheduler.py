@@ -1,82 +1,133 @@
-"""What waits, in which order, and which durations were measured: no clock, no tasks."""
+"""What waits, and in which order it runs: no clock, no tasks, no numbers of bytes or seconds."""
 
 from __future__ import annotations
 
-import statistics
+from bisect import bisect
 from collections import deque
-from collections.abc import Hashable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-_REMEMBERED = 64
-"""Durations kept of each kind."""
+from ditcast_runtime.generation import Priority
 
-_KINDS = 256
-"""Kinds remembered; the oldest goes first, so that odd sizes cannot fill the memory."""
-
-_ENOUGH = 3
-"""Steps of a kind after which their median is trusted."""
+T = TypeVar("T")
 
 
-class Waiting(Protocol):
-    """What the scheduler holds."""
-
-    @property
-    def request_id(self) -> str:
-        """Whose it is."""
-        ...
-
-
-T = TypeVar("T", bound=Waiting)
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[T]):
+    item: T
+    number: int
+    """In the order in which they came."""
+    overtaken: int = 0
+    """How many that came later, of higher priority, went before it."""
 
 
 class Scheduler(Generic[T]):
-    """A bounded queue, first come first served."""
+    """A bounded queue: higher priorities first, first come first served within each.
 
-    def __init__(self, capacity: int) -> None:
+    Nobody starves: after `max_overtakes` later ones of higher priority went before one, it goes
+    before all later ones. Only heads can be at that bound first, as whoever overtakes one overtakes
+    all before it of the same priority.
+    """
+
+    def __init__(self, capacity: int, max_overtakes: int) -> None:
         self.capacity = capacity
-        self._queue: deque[T] = deque()
+        self.max_overtakes = max_overtakes
+        self._front: deque[T] = deque()
+        self._queues: dict[Priority, deque[_Entry[T]]] = {
+            priority: deque() for priority in sorted(Priority, reverse=True)
+        }
+        self._added = 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._front) + sum(map(len, self._queues.values()))
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._queue)
+        return iter(self.positions())
 
     @property
     def full(self) -> bool:
         """Whether nothing more can be added."""
-        return len(self._queue) >= self.capacity
+        return len(self) >= self.capacity
 
-    def add(self, item: T) -> None:
-        """Add at the end."""
-        self._queue.append(item)
+    def is_last(self, priority: Priority) -> bool:
+        """Say whether one of this priority would now run after all others."""
+        return not any(self._queues[lower] for lower in self._below(priority))
+
+    def add(self, item: T, priority: Priority) -> None:
+        """Add behind the others of its priority; the caller asks for `full` before."""
+        self._added += 1
+        self._queues[priority].append(_Entry(item, self._added))
+
+    def put_back(self, item: T) -> None:
+        """Add before everything else: it was taken, so its turn has come already.
+
+        Allowed when full too, and overtakes nobody a second time.
+        """
+        self._front.appendleft(item)
 
     def take(self) -> T | None:
         """Take the next one out, or None."""
-        return self._queue.popleft() if self._queue else None
+        if self._front:
+            return self._front.popleft()
+        heads = {priority: queue[0] for priority, queue in self._queues.items() if queue}
+        if not heads:
+            return None
+        priority = self._next({each: (head, head.overtaken) for each, head in heads.items()})
+        taken = self._queues[priority].popleft()
+        for lower in self._below(priority):
+            for entry in self._queues[lower]:
+                if entry.number > taken.number:
+                    break
+                entry.overtaken += 1
+        return taken.item
 
     def remove(self, item: T) -> bool:
         """Take one out wherever it stands; False if it does not wait here."""
-        try:
-            self._queue.remove(item)
-        except ValueError:
-            return False
-        return True
+        if item in self._front:
+            self._front.remove(item)
+            return True
+        for queue in self._queues.values():
+            for entry in queue:
+                if entry.item is item:
+                    queue.remove(entry)
+                    return True
+        return False
 
+    def positions(self) -> list[T]:
+        """List all in the order in which they would run if nothing more came."""
+        order = list(self._front)
+        waiting = {priority: list(queue) for priority, queue in self._queues.items()}
+        # Numbers of those that went in this listing: rising, as each priority is served in order.
+        gone: dict[Priority, list[int]] = {priority: [] for priority in waiting}
 
-class Durations:
-    """Measured seconds by kind: of steps for the watchdog, of generations for the estimates."""
+        def overtaken(priority: Priority, entry: _Entry[T]) -> int:
+            higher = (numbers for each, numbers in gone.items() if each > priority)
+            return entry.overtaken + sum(len(n) - bisect(n, entry.number) for n in higher)
 
-    def __init__(self) -> None:
-        self._seconds: dict[Hashable, deque[float]] = {}
+        while True:
+            heads = {
+                priority: entries[len(gone[priority])]
+                for priority, entries in waiting.items()
+                if len(gone[priority]) < len(entries)
+            }
+            if not heads:
+                return order
+            priority = self._next(
+                {each: (head, overtaken(each, head)) for each, head in heads.items()}
+            )
+            order.append(heads[priority].item)
+            gone[priority].append(heads[priority].number)
 
-    def record(self, kind: Hashable, seconds: float) -> None:
-        """Remember one measurement."""
-        if kind not in self._seconds and len(self._seconds) >= _KINDS:
-            del self._seconds[next(iter(self._seconds))]
-        self._seconds.setdefault(kind, deque(maxlen=_REMEMBERED)).append(seconds)
+    def _next(self, heads: dict[Priority, tuple[_Entry[T], int]]) -> Priority:
+        """Choose among the heads, each with how often it was overtaken; the highest comes first."""
+        ranked = list(heads)
+        chosen = ranked[0]
+        for priority in ranked[1:]:
+            entry, overtaken = heads[priority]
+            if overtaken >= self.max_overtakes and entry.number < heads[chosen][0].number:
+                chosen = priority
+        return chosen
 
-    def median(self, kind: Hashable) -> float | None:
-        """Give the median of a kind once enough are known."""
-        known = self._seconds.get(kind, ())
-        return statistics.median(known) if len(known) >= _ENOUGH else None
+    def _below(self, priority: Priority) -> Iterator[Priority]:
+        return (each for each in self._queues if each < priority)

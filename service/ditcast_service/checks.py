@@ -36,6 +36,8 @@ _INT32_MAX = 2**31 - 1
 RANGES: Mapping[str, tuple[float, float]] = {
     "world_size": (1, 64),
     "queue_capacity": (1, 100_000),
+    "max_overtakes": (0, 100_000),
+    "max_bytes_in_flight": (3, 2**50),
     "max_num_inference_steps": (1, 100_000),
     "min_side": (1, 65_536),
     "max_side": (1, 65_536),
@@ -61,7 +63,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "heartbeat_interval": (0.05, 3600),
     "reader_timeout": (0.05, _WEEK),
     "retention": (0, _WEEK),
+    "retention_count": (0, 100_000),
     "retention_bytes": (0, 2**40),
+    "retention_memory_bytes": (0, 2**40),
+    "max_reattach_window": (30, _WEEK),
     "encoder_threads": (1, 64),
 }
 """Both ends inclusive. A test asserts that every number of the configuration stands here."""
@@ -104,9 +109,14 @@ def _check_values(config: EngineConfig, where: Where, problems: list[Problem]) -
     if config.min_side > config.max_side:
         reason = f"{config.min_side} is more than max_side, {config.max_side}"
         problems.append(Problem(where("min_side"), reason))
-    elif config.max_pixels < config.min_side**2:
-        reason = f"{config.max_pixels} is less than min_side x min_side, {config.min_side**2}"
-        problems.append(Problem(where("max_pixels"), reason))
+    least = config.min_side**2
+    for name, pixels in (
+        ("max_pixels", config.max_pixels),
+        ("max_bytes_in_flight", config.max_bytes_in_flight // 3),
+    ):
+        if config.min_side <= config.max_side and pixels < least:
+            reason = f"{getattr(config, name)} is less than min_side x min_side takes"
+            problems.append(Problem(where(name), reason))
 
 
 def _check_addresses(config: ServerConfig, where: Where, problems: list[Problem]) -> None:

@@ -6,12 +6,9 @@ Failures leave as exceptions; `interceptors` makes statuses of them.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
-from typing import NoReturn, Protocol, cast
+from typing import Any, Protocol
 
 from grpc import aio
 
@@ -20,72 +17,53 @@ from ditcast.v1 import diffusion_service_pb2_grpc
 from ditcast.v1.generation_pb2 import GenerationEvent
 from ditcast_runtime.accepted import Submission
 from ditcast_runtime.config import Configuration
-from ditcast_runtime.errors import InvalidRequest, ReaderTimeout
-from ditcast_runtime.events import Event, RequestWarning, Started
+from ditcast_runtime.errors import InvalidRequest
+from ditcast_runtime.events import RequestWarning, Started
 from ditcast_runtime.generation import Parameters, State
-from ditcast_runtime.messages import Facts
 from ditcast_runtime.settings import Problem
+from ditcast_runtime.summary import Summary
 from ditcast_service.config import ServerConfig
+from ditcast_service.configure import ConfigurableEngine, configure
 from ditcast_service.interceptors import record
-from ditcast_service.status import Unimplemented
+from ditcast_service.listing import page
+from ditcast_service.streaming import Generation, Stream
 from ditcast_service.translate.acceleration import configuration_to_proto
 from ditcast_service.translate.capabilities import capabilities
-from ditcast_service.translate.events import event_to_proto, heartbeat, started, state_number
+from ditcast_service.translate.events import started, state_number
 from ditcast_service.translate.request import digest, request_from_proto
 from ditcast_service.validation import check_request_id, resolve
 
 REQUEST_ID_KEY = "ditcast-request-id"
 """Initial metadata that names the generation before its first event."""
 
-StreamContext = aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+GenerateContext = aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+WatchContext = aio.ServicerContext[pb.WatchGenerationRequest, pb.WatchGenerationResponse]
 
 
-class Generation(Protocol):
-    """What the RPCs need of a generation; the engine's own class has it."""
-
-    @property
-    def request_id(self) -> str:
-        """Its id."""
-        ...
-
-    @property
-    def state(self) -> State:
-        """Where it is in its life."""
-        ...
-
-    @property
-    def last_sequence(self) -> int:
-        """The newest event's number; 0 before the first."""
-        ...
-
-    @property
-    def steps_done(self) -> int:
-        """Denoising steps that have ended."""
-        ...
-
-    def follow(self, after_sequence: int = 0) -> AsyncIterator[Event | None]:
-        """Give the log's events, and None after each silence; closing it leaves the generation."""
-        ...
-
-
-class Engine(Protocol):
+class Engine(ConfigurableEngine, Protocol):
     """What the RPCs need of the engine; tests have one of their own."""
 
-    @property
-    def facts(self) -> Facts:
-        """What the loaded pipeline takes; raises NotServing before the first SERVING."""
-        ...
-
-    @property
-    def configuration(self) -> Configuration:
-        """What is in force."""
+    def configuration_at(self, revision: int) -> Configuration:
+        """Give one of the last 20 configurations; raises UnknownRevision."""
         ...
 
     def submit(self, submission: Submission) -> Generation:
         """Take a generation; raises QueueFull, NotServing or RequestIdReused."""
         ...
 
-    def cancel(self, request_id: str, identity: str = "") -> State:
+    def same(self, request_id: str, identity: str, digest: bytes) -> Generation | None:
+        """Give the generation that an id stands for, if any; raises RequestIdReused."""
+        ...
+
+    def find(self, request_id: str, identity: str) -> Generation:
+        """Give a caller's generation; raises UnknownGeneration."""
+        ...
+
+    def summaries(self, identity: str) -> list[Summary]:
+        """List a caller's generations, the newest first."""
+        ...
+
+    def cancel(self, request_id: str, identity: str) -> State:
         """End a generation and give the state it was in; raises UnknownGeneration."""
         ...
 
@@ -99,7 +77,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
 
     # A coroutine that writes, not a generator: only so can the time of a write be bounded.
     async def Generate(  # type: ignore[override]
-        self, request: pb.GenerateRequest, context: StreamContext
+        self, request: pb.GenerateRequest, context: GenerateContext
     ) -> None:
         """Validate, submit, and stream the log; or, with `validate_only`, answer `started`."""
         request_id = request.request_id or str(uuid.uuid4())
@@ -109,14 +87,39 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
             line.prompt = request.prompt
         # At once: proxies and clients time the headers, and the first event may wait for a queue.
         await context.send_initial_metadata(_identified(request_id))
-        submission = self._settle(request, request_id, context.time_remaining())
+        stream = Stream(
+            context, lambda event: pb.GenerateResponse(event=event), self._config.reader_timeout
+        )
         if request.validate_only:
-            await self._send(context, self._validated(submission))
+            submission = self._settle(request, request_id, context)
+            await stream.send(self._validated(submission))
             return
-        generation = self._engine.submit(submission)
+        # A second reader must find its generation under whatever configuration is in force now.
+        generation = self._engine.same(request_id, _identity(context), digest(request))
+        if generation is None:
+            generation = self._engine.submit(self._settle(request, request_id, context))
         # Nothing may be awaited between submit and the first event: a reader that leaves in
         # between would never count, and its generation would run for nobody.
-        await self._stream(context, generation)
+        await stream.pass_on(generation)
+
+    async def WatchGeneration(  # type: ignore[override]
+        self, request: pb.WatchGenerationRequest, context: WatchContext
+    ) -> None:
+        """Find the generation, and stream its log after an event."""
+        _check_id(request.request_id)
+        await context.send_initial_metadata(_identified(request.request_id))
+        generation = self._engine.find(request.request_id, _identity(context))
+        if request.after_sequence > generation.last_sequence:
+            reason = (
+                f"{request.after_sequence} is beyond the last event, {generation.last_sequence}"
+            )
+            raise InvalidRequest((Problem("after_sequence", reason),))
+        stream = Stream(
+            context,
+            lambda event: pb.WatchGenerationResponse(event=event),
+            self._config.reader_timeout,
+        )
+        await stream.pass_on(generation, request.after_sequence)
 
     async def CancelGeneration(
         self,
@@ -124,14 +127,17 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         context: aio.ServicerContext[pb.CancelGenerationRequest, pb.CancelGenerationResponse],
     ) -> pb.CancelGenerationResponse:
         """End a generation; answers at once with the state that it met."""
-        problems: list[Problem] = []
-        check_request_id(request.request_id, problems, required=True)
-        if problems:
-            raise InvalidRequest(tuple(problems))
-        record.get().request_id = request.request_id
-        return pb.CancelGenerationResponse(
-            state=state_number(self._engine.cancel(request.request_id))
-        )
+        _check_id(request.request_id)
+        state = self._engine.cancel(request.request_id, _identity(context))
+        return pb.CancelGenerationResponse(state=state_number(state))
+
+    async def ListGenerations(
+        self,
+        request: pb.ListGenerationsRequest,
+        context: aio.ServicerContext[pb.ListGenerationsRequest, pb.ListGenerationsResponse],
+    ) -> pb.ListGenerationsResponse:
+        """Answer a page of the caller's generations."""
+        return page(self._engine.summaries(_identity(context)), request)
 
     async def GetCapabilities(
         self,
@@ -147,28 +153,22 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         request: pb.GetConfigurationRequest,
         context: aio.ServicerContext[pb.GetConfigurationRequest, pb.GetConfigurationResponse],
     ) -> pb.GetConfigurationResponse:
-        """Answer what is in force, with every default filled in."""
-        message = configuration_to_proto(self._engine.configuration)
-        return pb.GetConfigurationResponse(configuration=message)
+        """Answer what is in force, or what was under a revision, with every default filled in."""
+        found = self._engine.configuration
+        if request.HasField("revision"):
+            found = self._engine.configuration_at(request.revision)
+        return pb.GetConfigurationResponse(configuration=configuration_to_proto(found))
 
-    async def WatchGeneration(  # type: ignore[override]
-        self, request: pb.WatchGenerationRequest, context: object
-    ) -> NoReturn:
-        """Refuse: not in this version."""
-        raise Unimplemented("WatchGeneration")
-
-    async def ListGenerations(
-        self, request: pb.ListGenerationsRequest, context: object
-    ) -> NoReturn:
-        """Refuse: not in this version."""
-        raise Unimplemented("ListGenerations")
-
-    async def Configure(self, request: pb.ConfigureRequest, context: object) -> NoReturn:
-        """Refuse: not in this version."""
-        raise Unimplemented("Configure")
+    async def Configure(
+        self,
+        request: pb.ConfigureRequest,
+        context: aio.ServicerContext[pb.ConfigureRequest, pb.ConfigureResponse],
+    ) -> pb.ConfigureResponse:
+        """Change the configuration between two generations, or say what would become of it."""
+        return await configure(self._engine, self._config, request, context.time_remaining())
 
     def _settle(
-        self, request: pb.GenerateRequest, request_id: str, deadline: float | None
+        self, request: pb.GenerateRequest, request_id: str, context: GenerateContext
     ) -> Submission:
         """Read and settle a request under the configuration in force."""
         asked, problems = request_from_proto(request)
@@ -183,10 +183,11 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         # Settled anew under a later configuration, it must not draw another seed.
         asked = dataclasses.replace(asked, seed=parameters.seed)
         # The deadline is the stream's alone where the generation may go on without one.
-        bounds = (asked.timeout, None if asked.continues else deadline)
+        bounds = (asked.timeout, None if asked.continues else context.time_remaining())
         limits = [limit for limit in bounds if limit is not None]
         return Submission(
             request_id=request_id,
+            identity=_identity(context),
             digest=digest(request),
             parameters=parameters,
             warnings=warnings,
@@ -211,28 +212,19 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         message.time.GetCurrentTime()
         return message
 
-    async def _stream(self, context: StreamContext, generation: Generation) -> None:
-        """Pass the log on as fast as the reader takes it; leaving closes this reader only."""
-        line = record.get()
-        # An async generator, as every `follow` is: closing it is how a reader leaves.
-        events = cast("AsyncGenerator[Event | None]", generation.follow())
-        async with aclosing(events):
-            async for event in events:
-                if event is None:
-                    message = heartbeat(
-                        generation.request_id, generation.last_sequence, generation.state
-                    )
-                else:
-                    message = event_to_proto(generation.request_id, event)
-                line.steps = generation.steps_done
-                await self._send(context, message)
 
-    async def _send(self, context: StreamContext, event: GenerationEvent) -> None:
-        try:
-            async with asyncio.timeout(self._config.reader_timeout):
-                await context.write(pb.GenerateResponse(event=event))
-        except TimeoutError:
-            raise ReaderTimeout from None
+def _identity(context: aio.ServicerContext[Any, Any]) -> str:
+    """Say who calls; everybody is the same, as nobody authenticates yet."""
+    del context
+    return ""
+
+
+def _check_id(request_id: str) -> None:
+    problems: list[Problem] = []
+    check_request_id(request_id, problems, required=True)
+    if problems:
+        raise InvalidRequest(tuple(problems))
+    record.get().request_id = request_id
 
 
 def _identified(request_id: str) -> tuple[tuple[str, str], ...]:

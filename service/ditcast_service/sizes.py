@@ -15,6 +15,14 @@ from ditcast_runtime.settings import Problem
 _SUGGESTIONS = 3
 
 
+_BYTES_PER_PIXEL = 3
+
+
+def most_pixels(config: EngineConfig) -> int:
+    """Give how many pixels one generation may have in all, as limited by number and by bytes."""
+    return min(config.max_pixels, config.max_bytes_in_flight // _BYTES_PER_PIXEL)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
     """The sizes that one generation of so many images may have."""
@@ -36,7 +44,7 @@ class Sizes:
             shard_multiple=facts.shard_multiple,
             min_side=config.min_side,
             max_side=config.max_side,
-            max_pixels=config.max_pixels // max(1, num_images),
+            max_pixels=most_pixels(config) // max(1, num_images),
         )
 
     def check(self, width: int, height: int) -> list[Problem]:

@@ -19,6 +19,7 @@ from grpc import aio
 
 from ditcast_runtime import errors
 from ditcast_runtime.settings import Problem
+from ditcast_service import refusals
 
 DOMAIN = "ditcast"
 MAX_VIOLATIONS = 32
@@ -34,18 +35,6 @@ _NAMED = 2
 
 _Pack = Callable[[int, int], Message]
 """Make the detail with reasons of so many characters for so many problems."""
-
-
-class Unimplemented(errors.RuntimeFailure):
-    """This version does not have the RPC yet.
-
-    Attributes:
-        rpc: its name in the contract.
-    """
-
-    def __init__(self, rpc: str) -> None:
-        self.rpc = rpc
-        super().__init__(f"{rpc} is not supported by this version yet.")
 
 
 class Fault(errors.RuntimeFailure):
@@ -66,7 +55,7 @@ def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a tab
         case errors.InvalidRequest(problems=problems):
             return _invalid(problems)
         case errors.UnsupportedRequest(problems=problems):
-            return _unsupported(problems)
+            return _precondition(problems, "UNSUPPORTED")
         case errors.PipelineRefused(field=field, reason=reason):
             violation = details.BadRequest.FieldViolation(
                 field=field, description=_short(reason, 400)
@@ -84,24 +73,66 @@ def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a tab
         case errors.DeadlineExceeded(steps_done=steps):
             code = grpc.StatusCode.DEADLINE_EXCEEDED
             return _status(code, failure, "DEADLINE_EXCEEDED", steps_done=steps)
-        case Unimplemented(rpc=rpc):
-            return _status(grpc.StatusCode.UNIMPLEMENTED, failure, "NOT_IN_THIS_VERSION", rpc=rpc)
+        case errors.CannotMeetDeadline(limit=limit, estimate=estimate):
+            return _status(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                failure,
+                "CANNOT_MEET_TIME_LIMIT",
+                limit_seconds=limit.total_seconds(),
+                estimate_seconds=estimate.total_seconds(),
+            )
         case _:
-            return _lacking_or_internal(failure)
+            return _of_configure(failure) or _exhausted(failure)
 
 
-def _lacking_or_internal(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
-    """Cover what no change of the request would mend."""
+def _of_configure(failure: errors.RuntimeFailure) -> Status | None:  # noqa: PLR0911 (a table)
+    """Cover what only a change of the configuration, or asking for one, can meet."""
+    match failure:
+        case errors.UnknownRevision(revision=revision):
+            resource = details.ResourceInfo(
+                resource_type="ditcast.v1.Configuration", resource_name=str(revision)
+            )
+            return _status(grpc.StatusCode.NOT_FOUND, failure, "REVISION_NOT_FOUND", resource)
+        case refusals.RevisionMismatch(current=current):
+            code = grpc.StatusCode.ABORTED
+            return _status(code, failure, "REVISION_MISMATCH", current_revision=current)
+        case refusals.NotAppliedInTime():
+            return _status(grpc.StatusCode.DEADLINE_EXCEEDED, failure, "NOT_APPLIED")
+        case refusals.NeedsReload(problems=problems):
+            return _precondition(problems, "NEEDS_RELOAD")
+        case errors.ChangeRefused(problems=problems):
+            return _precondition(problems, "CHANGE_REFUSED")
+        case errors.ReloadFailed(cause=cause):
+            return _precondition((Problem("configuration", cause),), "RELOAD_FAILED")
+        case _:
+            return None
+
+
+def _exhausted(failure: errors.RuntimeFailure) -> Status:
+    """Cover what there is too little of: places, bytes, memory, room, patience."""
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
     match failure:
         case errors.QueueFull(queue_depth=depth, capacity=capacity, retry_after=after):
             quota = _quota("queue", f"{depth} of {capacity} places are taken")
-            code = grpc.StatusCode.RESOURCE_EXHAUSTED
             return _status(code, failure, "QUEUE_FULL", quota, _retry(after))
+        case errors.TooManyBytes(bytes_in_flight=taken, limit=limit, retry_after=after):
+            quota = _quota("bytes_in_flight", f"{taken} of {limit} bytes are taken")
+            return _status(code, failure, "BYTES_IN_FLIGHT", quota, _retry(after))
         case errors.OutOfMemory(ranks=ranks):
             quota = _quota("memory", f"ranks {list(ranks)} ran out of memory for this request")
-            return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, failure, "OUT_OF_MEMORY", quota)
+            return _status(code, failure, "OUT_OF_MEMORY", quota)
+        case errors.ResultNotKept(cause=cause):
+            quota = _quota("retention", cause)
+            return _status(code, failure, "RESULT_NOT_KEPT", quota)
         case errors.ReaderTimeout():
-            return _status(grpc.StatusCode.RESOURCE_EXHAUSTED, failure, "READER_TIMEOUT")
+            return _status(code, failure, "READER_TIMEOUT")
+        case _:
+            return _unavailable_or_internal(failure)
+
+
+def _unavailable_or_internal(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
+    """Cover what is the matter with the service itself."""
+    match failure:
         case errors.NotServing(reason=reason, retry_after=after):
             return _status(grpc.StatusCode.UNAVAILABLE, failure, reason, _retry(after))
         case errors.RanksLost(epoch=epoch, retry_after=after):
@@ -148,13 +179,15 @@ def _invalid(problems: Sequence[Problem]) -> Status:
     return _fitted(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", problems, pack)
 
 
-def _unsupported(problems: Sequence[Problem]) -> Status:
+def _precondition(problems: Sequence[Problem], kind: str) -> Status:
+    """Give FAILED_PRECONDITION; `kind` is the reason, and the type of each violation."""
+
     def pack(length: int, count: int) -> Message:
         violation = details.PreconditionFailure.Violation
         return details.PreconditionFailure(  # type: ignore[no-any-return]
             violations=[
                 violation(
-                    type="UNSUPPORTED",
+                    type=kind,
                     subject=_short(problem.field, MAX_FIELD_CHARACTERS),
                     description=_short(problem.reason, length),
                 )
@@ -162,7 +195,7 @@ def _unsupported(problems: Sequence[Problem]) -> Status:
             ]
         )
 
-    return _fitted(grpc.StatusCode.FAILED_PRECONDITION, "UNSUPPORTED", problems, pack)
+    return _fitted(grpc.StatusCode.FAILED_PRECONDITION, kind, problems, pack)
 
 
 def _fitted(code: grpc.StatusCode, reason: str, problems: Sequence[Problem], pack: _Pack) -> Status:

@@ -86,6 +86,7 @@ class _Resolution:
         true_cfg = self._scale("true_cfg_scale")
         guidance = self._scale("guidance_scale")
         self._warn_without_effect(negative, true_cfg)
+        self._reattach_window()
         two_passes = self.facts.separate_cfg.two_passes(
             negative_prompt=negative, guidance_scale=guidance, true_cfg_scale=true_cfg
         )
@@ -104,6 +105,11 @@ class _Resolution:
             output=request.output,
             cache=self._cache(steps, two_passes=two_passes),
         )
+
+    def _reattach_window(self) -> None:
+        seconds, most = self.request.reattach_window, self.config.max_reattach_window
+        if seconds > most:
+            self._refuse("reattach_window", f"{seconds:g} s is out of range: 0 to {most:g} s")
 
     def _refuse(self, name: str, reason: str) -> None:
         self.problems.append(Problem(name, reason))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from ditcast_runtime.errors import (
     RequestIdReused,
     RuntimeFailure,
     UnknownGeneration,
+    UnknownRevision,
 )
 from ditcast_runtime.events import (
     CacheDecision,
@@ -40,6 +42,7 @@ from ditcast_runtime.messages import (
     TransformerFact,
 )
 from ditcast_runtime.settings import CacheSettings, ParallelismSettings
+from ditcast_runtime.summary import Summary
 
 Script = Sequence[EventKind | RuntimeFailure | Exception | float | asyncio.Event]
 """What a generation does: events, seconds to wait, things to wait for, what it fails with."""
@@ -235,6 +238,12 @@ class FakeEngine:
         self.serving = True
         self.facts_now = FACTS
         self.configuration = CONFIGURATION
+        self.initial_configuration = CONFIGURATION
+        self.history = {CONFIGURATION.revision: CONFIGURATION}
+        self.writing = asyncio.Lock()
+        self.between_generations = asyncio.Event()
+        self.between_generations.set()
+        self.change_failure: RuntimeFailure | None = None
         self.script: Callable[[Parameters], Script] = success
         self.refusal: RuntimeFailure | None = None
         self.heartbeat_interval = 0.05
@@ -248,23 +257,55 @@ class FakeEngine:
             raise NotServing("LOADING", timedelta(seconds=3))
         return self.facts_now
 
+    def configuration_at(self, revision: int) -> Configuration:
+        """Give what was in force under a revision."""
+        if revision not in self.history:
+            raise UnknownRevision(revision)
+        return self.history[revision]
+
+    async def configure(self, plan: Callable[[Configuration], Configuration]) -> Configuration:
+        """Put a change into force once no generation runs, one writer at a time."""
+        async with self.writing:
+            current = self.configuration
+            wanted = dataclasses.replace(plan(current), revision=current.revision)
+            if wanted == current:
+                return current
+            await self.between_generations.wait()
+            if self.change_failure is not None:
+                raise self.change_failure
+            self.configuration = dataclasses.replace(wanted, revision=current.revision + 1)
+            self.history[self.configuration.revision] = self.configuration
+            return self.configuration
+
     def submit(self, submission: Submission) -> FakeGeneration:
         """Take a generation, or refuse it as it was told to."""
         request_id, digest = submission.request_id, submission.digest
         parameters = submission.parameters
         if self.refusal is not None:
             raise self.refusal
-        known = self.generations.get(request_id)
-        if known is not None:
-            if known.digest != digest:
-                raise RequestIdReused(request_id)
-            return known
         self.submitted.append((parameters, submission.warnings, submission.timeout))
         made = FakeGeneration(request_id, digest, self.script(parameters), self.heartbeat_interval)
         self.generations[request_id] = made
         return made
 
-    def cancel(self, request_id: str, identity: str = "") -> State:  # noqa: ARG002
+    def same(self, request_id: str, identity: str, digest: bytes) -> FakeGeneration | None:  # noqa: ARG002
+        """Give a generation that was submitted before."""
+        known = self.generations.get(request_id)
+        if known is not None and known.digest != digest:
+            raise RequestIdReused(request_id)
+        return known
+
+    def find(self, request_id: str, identity: str) -> FakeGeneration:  # noqa: ARG002
+        """Give a generation that was submitted before."""
+        if request_id not in self.generations:
+            raise UnknownGeneration(request_id)
+        return self.generations[request_id]
+
+    def summaries(self, identity: str) -> list[Summary]:  # noqa: ARG002
+        """List nothing; the tests of lists have the real ledger."""
+        return []
+
+    def cancel(self, request_id: str, identity: str) -> State:  # noqa: ARG002
         """Answer the state of a generation and end its script."""
         if request_id not in self.generations:
             raise UnknownGeneration(request_id)

@@ -240,20 +240,6 @@ async def test_cancel_answers_the_state_it_met(served: Served) -> None:
     call.cancel()
 
 
-async def test_later_rpcs_are_unimplemented_and_say_so(served: Served) -> None:
-    """What a later version brings is refused by name, never ignored."""
-    calls = (
-        served.stub.Configure(pb.ConfigureRequest()),
-        served.stub.ListGenerations(pb.ListGenerationsRequest()),
-        events_of(served.stub.WatchGeneration(pb.WatchGenerationRequest(request_id="x"))),
-    )
-    for call in calls:
-        with pytest.raises(aio.AioRpcError) as refused:
-            await call
-        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert reason(refused.value) == "NOT_IN_THIS_VERSION"
-
-
 async def test_capabilities_and_configuration(served: Served) -> None:
     """Limits and parameters come from the configuration and the pipeline; settings are resolved."""
     answer = await served.stub.GetCapabilities(pb.GetCapabilitiesRequest())

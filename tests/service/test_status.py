@@ -9,7 +9,8 @@ from google.rpc import error_details_pb2 as details
 
 from ditcast_runtime import errors
 from ditcast_runtime.settings import Problem
-from ditcast_service.status import Fault, Unimplemented, status_of
+from ditcast_service.refusals import NeedsReload, NotAppliedInTime, RevisionMismatch
+from ditcast_service.status import Fault, status_of
 
 SOON = timedelta(seconds=2)
 MANY = tuple(Problem(f"pipeline_kwargs.{'ü' * 300}{n}", "é" * 2000) for n in range(200))
@@ -19,17 +20,26 @@ CASES = [
     (errors.UnsupportedRequest((Problem("a", "b"),)), 9, "UNSUPPORTED", "PreconditionFailure"),
     (errors.PipelineRefused("pipeline_kwargs", "no"), 3, "PIPELINE_REFUSED", "BadRequest"),
     (errors.QueueFull(64, 64, SOON), 8, "QUEUE_FULL", "QuotaFailure RetryInfo"),
+    (errors.TooManyBytes(1, 2, SOON), 8, "BYTES_IN_FLIGHT", "QuotaFailure RetryInfo"),
+    (errors.CannotMeetDeadline(SOON, SOON), 4, "CANNOT_MEET_TIME_LIMIT", ""),
     (errors.OutOfMemory((0, 1)), 8, "OUT_OF_MEMORY", "QuotaFailure"),
+    (errors.ResultNotKept("disk full"), 8, "RESULT_NOT_KEPT", "QuotaFailure"),
     (errors.ReaderTimeout(), 8, "READER_TIMEOUT", ""),
     (errors.NotServing("DRAINING", SOON), 14, "DRAINING", "RetryInfo"),
     (errors.RanksLost(1, "rank 1 was killed", SOON), 14, "RANKS_LOST", "RetryInfo"),
+    (errors.LosesRanks(2, "at step 3 twice"), 14, "LOSES_RANKS", ""),
     (errors.GenerationCancelled(3), 1, "CANCELLED", ""),
     (errors.DeadlineExceeded(3), 4, "DEADLINE_EXCEEDED", ""),
     (errors.PipelineFailed("id", "TypeError", 2), 13, "PIPELINE_FAILED", ""),
     (errors.NanOutput("id"), 13, "NAN_OUTPUT", ""),
     (errors.UnknownGeneration("x"), 5, "GENERATION_NOT_FOUND", "ResourceInfo"),
     (errors.RequestIdReused("x" * 5000), 6, "REQUEST_ID_REUSED", "ResourceInfo"),
-    (Unimplemented("Configure"), 12, "NOT_IN_THIS_VERSION", ""),
+    (errors.UnknownRevision(3), 5, "REVISION_NOT_FOUND", "ResourceInfo"),
+    (errors.ChangeRefused((Problem("cache", "b"),)), 9, "CHANGE_REFUSED", "PreconditionFailure"),
+    (errors.ReloadFailed("out of memory"), 9, "RELOAD_FAILED", "PreconditionFailure"),
+    (RevisionMismatch(2, 3), 10, "REVISION_MISMATCH", ""),
+    (NeedsReload((Problem("quantize", "b"),)), 9, "NEEDS_RELOAD", "PreconditionFailure"),
+    (NotAppliedInTime(), 4, "NOT_APPLIED", ""),
     (Fault("id"), 13, "INTERNAL_ERROR", ""),
     (errors.InvalidRequest(MANY), 3, "INVALID_REQUEST", "BadRequest"),
     (errors.UnsupportedRequest(MANY), 9, "UNSUPPORTED", "PreconditionFailure"),

@@ -151,10 +151,15 @@ REFUSED = [
         "progress.preview_every_n_steps",
         "not supported",
     ),
-    (asking(on_disconnect=2), "on_disconnect", "not supported"),
-    (asking(reattach_window=Duration(seconds=30)), "reattach_window", "not supported"),
-    (asking(priority=1), "priority", "not supported"),
-    (asking(priority=3), "priority", "not supported"),
+    (asking(on_disconnect=7), "on_disconnect", "knows no policy 7"),
+    (asking(reattach_window=Duration(seconds=601)), "reattach_window", "0 to 600 s"),
+    (asking(reattach_window=Duration(seconds=-1)), "reattach_window", "from 0"),
+    (
+        asking(on_disconnect=2, reattach_window=Duration(seconds=30)),
+        "reattach_window",
+        "leave it unset",
+    ),
+    (asking(priority=9), "priority", "knows no priority 9"),
 ]
 
 

@@ -46,6 +46,8 @@ _POLICY = "steps_computation_mask_policy"
 _NULL_AS_ZERO = {"activation_buffer_flush_sample_count": 0, "few_shot_steps": 0}
 """Options whose null differs from their default; unset on the wire means the default."""
 _BACKENDS = ("Auto", "CACHE_DIT", "Native_Diffuser", "Native_PyTorch", "Native_Hybrid")
+_SAME_BACKEND = {"native_diffuser": "CACHE_DIT"}
+"""An older name, which is taken and never given."""
 
 
 def cache_to_proto(settings: CacheSettings) -> pb.CacheConfig:
@@ -79,6 +81,7 @@ def parallelism_to_proto(settings: ParallelismSettings) -> pb.ParallelismConfig:
     """Give parallelism with every option set."""
     message = pb.ParallelismConfig()
     values = {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
+    values["backend"] = _SAME_BACKEND.get(values["backend"].lower(), values["backend"])
     extra = values.pop("extra_parallel_kwargs")
     if extra:
         message.extra_parallel_kwargs.CopyFrom(struct(dict(extra)))
@@ -95,7 +98,8 @@ def parallelism_from_proto(message: pb.ParallelismConfig) -> ParallelismSettings
     options = _read(message, without=("extra_parallel_kwargs",))
     if "backend" in options:
         by_word = {word.lower(): word for word in _BACKENDS}
-        options["backend"] = by_word[options["backend"]]
+        word = options["backend"]
+        options["backend"] = _SAME_BACKEND.get(word, by_word[word])
     extra = message.extra_parallel_kwargs.fields
     pairs = tuple((name, _whole(from_value(extra[name]))) for name in sorted(extra))
     return ParallelismSettings(**options, extra_parallel_kwargs=cast("Any", pairs))
@@ -147,7 +151,6 @@ def configuration_from_proto(message: pb.Configuration) -> Configuration:
     Raises:
         ValueError: as the readers of its parts.
     """
-    defaults = _read(message.defaults, without=("num_frames", "fps"))
     has_backend = message.HasField("attention_backend")
     return Configuration(
         revision=message.revision,
@@ -155,8 +158,13 @@ def configuration_from_proto(message: pb.Configuration) -> Configuration:
         parallelism=parallelism_from_proto(message.parallelism),
         quantize=quantize_from_proto(message.quantize) if message.HasField("quantize") else None,
         attention_backend=message.attention_backend if has_backend else None,
-        defaults=GenerationDefaults(**defaults),
+        defaults=defaults_from_proto(message.defaults),
     )
+
+
+def defaults_from_proto(message: pb.GenerationDefaults) -> GenerationDefaults:
+    """Read defaults; those of videos have no place in the domain yet."""
+    return GenerationDefaults(**_read(message, without=("num_frames", "fps")))
 
 
 def _tag(value: msgspec.Struct) -> str:

@@ -10,6 +10,7 @@ from ditcast_runtime.config import Configuration
 from ditcast_runtime.generation import KeywordValue
 from ditcast_runtime.messages import Facts, ParameterFact, ParameterKind
 from ditcast_service.config import ServerConfig
+from ditcast_service.sizes import most_pixels
 from ditcast_service.status import MAX_VIOLATIONS
 from ditcast_service.translate.values import duration, to_value
 from ditcast_service.validation import MAX_REQUEST_ID_CHARACTERS
@@ -145,15 +146,17 @@ def _limits(facts: Facts, config: ServerConfig) -> pb.Limits:
         side_pixels=_range(config.min_side, config.max_side),
         size_multiple=facts.size_multiple,
         image_tokens_multiple=facts.shard_multiple,
-        total_pixels=_range(config.min_side**2, config.max_pixels),
+        total_pixels=_range(config.min_side**2, most_pixels(config)),
         num_images=_range(1, config.max_images),
         prompt_bytes=_range(1, config.max_prompt_bytes),
         request_id_characters=_range(0, MAX_REQUEST_ID_CHARACTERS),
         max_request_bytes=config.max_request_bytes,
         output_chunk_bytes=config.chunk_bytes,
         queue_capacity=config.queue_capacity,
+        max_overtakes=config.max_overtakes,
+        max_bytes_in_flight=config.max_bytes_in_flight,
         max_field_violations=MAX_VIOLATIONS,
-        max_reattach_window=duration(0),
+        max_reattach_window=duration(config.max_reattach_window),
         heartbeat_interval=duration(config.heartbeat_interval),
         reader_timeout=duration(config.reader_timeout),
         retention=duration(config.retention),

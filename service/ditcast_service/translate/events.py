@@ -9,6 +9,7 @@ from typing import assert_never
 from ditcast.v1 import generation_pb2 as pb
 from ditcast_runtime import events
 from ditcast_runtime.generation import OutputOptions, Parameters, Receipt, State
+from ditcast_runtime.summary import Summary
 from ditcast_service.translate.acceleration import (
     cache_to_proto,
     configuration_to_proto,
@@ -32,14 +33,7 @@ def event_to_proto(request_id: str, event: events.Event) -> pb.GenerationEvent:
         case events.RequestWarning():
             message.warning.CopyFrom(pb.Warning(field=kind.field, message=kind.message))
         case events.Restarted():
-            message.restarted.CopyFrom(
-                pb.Restarted(
-                    attempt=kind.attempt,
-                    max_attempts=kind.max_attempts,
-                    epoch=kind.epoch,
-                    reason=kind.reason,
-                )
-            )
+            message.restarted.CopyFrom(pb.Restarted(**dataclasses.asdict(kind)))
         case events.OutputChunk():
             message.output_chunk.CopyFrom(_chunk(kind))
         case events.Completed():
@@ -60,6 +54,31 @@ def heartbeat(request_id: str, sequence: int, state: State) -> pb.GenerationEven
 def state_number(state: State) -> pb.GenerationState.ValueType:
     """Give a state as the contract numbers it."""
     return pb.GenerationState.Value(f"GENERATION_STATE_{state.name}")
+
+
+def summary_to_proto(summary: Summary) -> pb.GenerationSummary:
+    """Give one generation of a list."""
+    message = pb.GenerationSummary(
+        request_id=summary.request_id,
+        state=state_number(summary.state),
+        priority=pb.Priority.Value(f"PRIORITY_{summary.priority.name}"),
+        step=summary.step,
+        total_steps=summary.total_steps,
+        attempt=summary.attempt,
+        position=summary.position,
+        configuration_revision=summary.revision,
+        readers=summary.readers,
+    )
+    times = {
+        "create_time": summary.created_at,
+        "start_time": summary.started_at,
+        "end_time": summary.ended_at,
+        "expire_time": summary.expires_at,
+    }
+    for name, time in times.items():
+        if time is not None:
+            getattr(message, name).FromDatetime(time)
+    return message
 
 
 def started(event: events.Started) -> pb.Started:

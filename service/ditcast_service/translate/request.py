@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from ditcast.v1 import diffusion_service_pb2 as service_pb
 from ditcast.v1 import generation_pb2 as pb
-from ditcast_runtime.generation import KeywordValue, OutputFormat, OutputOptions, Request
+from ditcast_runtime.generation import KeywordValue, OutputFormat, OutputOptions, Priority, Request
 from ditcast_runtime.settings import CacheSettings, Problem
 from ditcast_service.translate.acceleration import cache_from_proto
 from ditcast_service.translate.values import from_value, seconds_of, to_word
@@ -45,6 +45,9 @@ def request_from_proto(
         output=_output(message.output, problems),
         cache=_cache(message, problems),
         timeout=_timeout(message, problems),
+        priority=_priority(message, problems),
+        continues=_continues(message, problems),
+        reattach_window=_reattach_window(message, problems),
     )
     return request, problems
 
@@ -70,11 +73,6 @@ def _later(message: service_pb.GenerateRequest) -> list[Problem]:
         "fps": message.HasField("fps"),
         "progress.preview_every_n_steps": message.progress.preview_every_n_steps != 0,
         "progress.preview_max_side": message.progress.HasField("preview_max_side"),
-        "on_disconnect": message.on_disconnect
-        not in (pb.DISCONNECT_POLICY_UNSPECIFIED, pb.DISCONNECT_POLICY_CANCEL),
-        "reattach_window": message.HasField("reattach_window")
-        and seconds_of(message.reattach_window) != 0,
-        "priority": message.priority not in (pb.PRIORITY_UNSPECIFIED, pb.PRIORITY_NORMAL),
     }
     return [Problem(name, LATER) for name, wanted in asked.items() if wanted]
 
@@ -117,6 +115,37 @@ def _timeout(message: service_pb.GenerateRequest, problems: list[Problem]) -> fl
     if seconds <= 0:
         problems.append(Problem("timeout", f"{seconds:g} s is out of range: over 0"))
     return seconds
+
+
+def _continues(message: service_pb.GenerateRequest, problems: list[Problem]) -> bool:
+    try:
+        return to_word(pb.DisconnectPolicy.DESCRIPTOR, message.on_disconnect) == "continue"
+    except KeyError:
+        reason = f"this version knows no policy {message.on_disconnect}"
+        problems.append(Problem("on_disconnect", reason))
+        return False
+
+
+def _reattach_window(message: service_pb.GenerateRequest, problems: list[Problem]) -> float:
+    if not message.HasField("reattach_window"):
+        return 0.0
+    if message.on_disconnect == pb.DISCONNECT_POLICY_CONTINUE:
+        reason = "what goes on without readers waits for none: leave it unset"
+        problems.append(Problem("reattach_window", reason))
+    seconds = seconds_of(message.reattach_window)
+    if seconds < 0:
+        problems.append(Problem("reattach_window", f"{seconds:g} s is out of range: from 0"))
+    return seconds
+
+
+def _priority(message: service_pb.GenerateRequest, problems: list[Problem]) -> Priority:
+    try:
+        word = to_word(pb.Priority.DESCRIPTOR, message.priority)
+    except KeyError:
+        reason = f"this version knows no priority {message.priority}"
+        problems.append(Problem("priority", reason))
+        return Priority.NORMAL
+    return Priority.NORMAL if word is None else Priority[word.upper()]
 
 
 def _keywords(

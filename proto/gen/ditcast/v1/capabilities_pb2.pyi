@@ -372,6 +372,8 @@ class Limits(_message.Message):
     READER_TIMEOUT_FIELD_NUMBER: _builtins.int
     RETENTION_FIELD_NUMBER: _builtins.int
     MIN_PING_INTERVAL_FIELD_NUMBER: _builtins.int
+    MAX_OVERTAKES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     size_multiple: _builtins.int
     """Width and height must be multiples of this many pixels."""
     image_tokens_multiple: _builtins.int
@@ -389,6 +391,15 @@ class Limits(_message.Message):
     """Generations that may wait; one more is refused (RESOURCE_EXHAUSTED)."""
     max_field_violations: _builtins.int
     """Field violations that one answer carries at most."""
+    max_overtakes: _builtins.int
+    """So many later generations of higher priority go before a waiting one at most;
+    by default 8.
+    """
+    max_bytes_in_flight: _builtins.int
+    """Bytes of pixels, raw and encoded, of all generations that are accepted and not
+    finished; one more than that is refused (RESOURCE_EXHAUSTED, reason
+    BYTES_IN_FLIGHT); by default 1 GiB.
+    """
     @_builtins.property
     def num_inference_steps(self) -> Global___IntegerRange:
         """Denoising steps; by default 1 to 1000."""
@@ -475,10 +486,12 @@ class Limits(_message.Message):
         reader_timeout: _duration_pb2.Duration | None = ...,
         retention: _duration_pb2.Duration | None = ...,
         min_ping_interval: _duration_pb2.Duration | None = ...,
+        max_overtakes: _builtins.int = ...,
+        max_bytes_in_flight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "input_images", b"input_images", "max_reattach_window", b"max_reattach_window", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "prompt_bytes", b"prompt_bytes", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "total_pixels", b"total_pixels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "image_tokens_multiple", b"image_tokens_multiple", "input_images", b"input_images", "max_field_violations", b"max_field_violations", "max_output_bytes", b"max_output_bytes", "max_reattach_window", b"max_reattach_window", "max_request_bytes", b"max_request_bytes", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "output_chunk_bytes", b"output_chunk_bytes", "prompt_bytes", b"prompt_bytes", "queue_capacity", b"queue_capacity", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "size_multiple", b"size_multiple", "total_pixels", b"total_pixels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "image_tokens_multiple", b"image_tokens_multiple", "input_images", b"input_images", "max_bytes_in_flight", b"max_bytes_in_flight", "max_field_violations", b"max_field_violations", "max_output_bytes", b"max_output_bytes", "max_overtakes", b"max_overtakes", "max_reattach_window", b"max_reattach_window", "max_request_bytes", b"max_request_bytes", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "output_chunk_bytes", b"output_chunk_bytes", "prompt_bytes", b"prompt_bytes", "queue_capacity", b"queue_capacity", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "size_multiple", b"size_multiple", "total_pixels", b"total_pixels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -148,7 +148,11 @@ class GenerateRequest(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """The generation's own time limit from being accepted, over 0; it survives
         re-attaching. The deadline of the RPC ends the generation too, unless
-        `on_disconnect` is CONTINUE. Unset: no limit of its own.
+        `on_disconnect` is CONTINUE. A limit, or a deadline, is refused at once
+        (DEADLINE_EXCEEDED, reason CANNOT_MEET_TIME_LIMIT, with `limit_seconds` and
+        `estimate_seconds` in the metadata) if by what was measured on generations
+        like this one and those before it, never by a guess, it takes over 1.5 times
+        as long. Unset: no limit of its own.
         """
 
     @_builtins.property
@@ -426,21 +430,31 @@ class ConfigureRequest(_message.Message):
     """Revision that the change builds on; another current one: ABORTED. Unset: any."""
     validate_only: _builtins.bool
     """Say what would become of each field, and apply nothing; the status is then
-    OK. Default: false.
+    OK, whatever is wrong with the values. Default: false.
     """
     allow_reload: _builtins.bool
     """Whether the ranks may be loaded anew for it. Default: false."""
     @_builtins.property
     def configuration(self) -> _acceleration_pb2.Configuration:
-        """The new values. Required; its `revision` is ignored."""
+        """The new values; its `revision` is ignored. Required, unless `update_mask`
+        names paths: all of them are unset then.
+        """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Paths from `configuration` that change, in snake case. Empty: all fields that
-        are set; "*": replace all. "cache" replaces the whole message. A path whose
-        field is left unset goes back to the value that the server started with. An
-        unknown path, or one into a method that is not the current one:
-        INVALID_ARGUMENT.
+        """Paths from `configuration` that change, in snake case, at most 1000; their
+        order is of no account, and one within another adds nothing.
+
+        Empty: every field that is set, down to single options; another method or
+        calibrator than the current one takes its place, with defaults for what is
+        unset. "*": replace all; what is unset is as on a server that was told
+        nothing. A path of a message, such as "cache", replaces the whole message. A
+        path whose field is left unset goes back to the value that the server started
+        with; the path of a method or calibrator takes the choice back. Taking
+        `disabled` drops the calibrator, unless one is asked for.
+
+        INVALID_ARGUMENT: an unknown path, or one into a method or calibrator that is
+        not the current one.
         """
 
     def __init__(
@@ -473,12 +487,15 @@ class ConfigureResponse(_message.Message):
     @_builtins.property
     def configuration(self) -> _acceleration_pb2.Configuration:
         """The configuration after the change, with every default filled in; with
-        `validate_only`, as it would be.
+        `validate_only`, as it would be, which is the current one if an outcome stands
+        in the way.
         """
 
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_acceleration_pb2.FieldOutcome]:
-        """One entry for each changed field. Empty: nothing changed."""
+        """One entry for each changed field, or for the method or calibrator as a whole
+        where another one takes its place, by path. Empty: nothing changed.
+        """
 
     def __init__(
         self,
@@ -496,24 +513,31 @@ Global___ConfigureResponse: _TypeAlias = ConfigureResponse  # noqa: Y015
 
 @_typing.final
 class GetConfigurationRequest(_message.Message):
-    """Asks for the current configuration."""
+    """Asks for a configuration."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision of the wanted one; the last 20 are kept. Unset: the current one."""
     def __init__(
         self,
+        *,
+        revision: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "revision", b"revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_revision", b"_revision", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
+    _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
 
 Global___GetConfigurationRequest: _TypeAlias = GetConfigurationRequest  # noqa: Y015
 
 @_typing.final
 class GetConfigurationResponse(_message.Message):
-    """The current configuration."""
+    """The configuration that was asked for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

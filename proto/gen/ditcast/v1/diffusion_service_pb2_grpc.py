@@ -88,7 +88,8 @@ class DiffusionServiceServicer(object):
         INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
         any rank is touched. ALREADY_EXISTS: `request_id` was used with other
         content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-        RESOURCE_EXHAUSTED: the queue is full (with RetryInfo), the device has not
+        RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
+        RetryInfo, from what generations were measured to take), the device has not
         enough memory for this request (without), or the reader took nothing for too
         long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
         were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
@@ -146,8 +147,11 @@ class DiffusionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetConfiguration(self, request, context):
-        """GetConfiguration answers the current configuration with every default filled
-        in.
+        """GetConfiguration answers the current configuration, or one of the last 20,
+        with every default filled in. Sent back through Configure with the mask "*",
+        an earlier one is in force again.
+
+        NOT_FOUND: no configuration is kept under that revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -53,7 +53,8 @@ class DiffusionServiceStub:
     INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
     any rank is touched. ALREADY_EXISTS: `request_id` was used with other
     content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-    RESOURCE_EXHAUSTED: the queue is full (with RetryInfo), the device has not
+    RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
+    RetryInfo, from what generations were measured to take), the device has not
     enough memory for this request (without), or the reader took nothing for too
     long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
     were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
@@ -91,8 +92,11 @@ class DiffusionServiceStub:
     NEEDS_RELOAD), or the reload failed and the old configuration is back.
     """
     GetConfiguration: _grpc.UnaryUnaryMultiCallable[_diffusion_service_pb2.GetConfigurationRequest, _diffusion_service_pb2.GetConfigurationResponse]
-    """GetConfiguration answers the current configuration with every default filled
-    in.
+    """GetConfiguration answers the current configuration, or one of the last 20,
+    with every default filled in. Sent back through Configure with the mask "*",
+    an earlier one is in force again.
+
+    NOT_FOUND: no configuration is kept under that revision.
     """
     GetCapabilities: _grpc.UnaryUnaryMultiCallable[_diffusion_service_pb2.GetCapabilitiesRequest, _diffusion_service_pb2.GetCapabilitiesResponse]
     """GetCapabilities answers what the loaded pipeline accepts and what it is held
@@ -116,7 +120,8 @@ class DiffusionServiceAsyncStub(DiffusionServiceStub):
     INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
     any rank is touched. ALREADY_EXISTS: `request_id` was used with other
     content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-    RESOURCE_EXHAUSTED: the queue is full (with RetryInfo), the device has not
+    RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
+    RetryInfo, from what generations were measured to take), the device has not
     enough memory for this request (without), or the reader took nothing for too
     long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
     were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
@@ -154,8 +159,11 @@ class DiffusionServiceAsyncStub(DiffusionServiceStub):
     NEEDS_RELOAD), or the reload failed and the old configuration is back.
     """
     GetConfiguration: _aio.UnaryUnaryMultiCallable[_diffusion_service_pb2.GetConfigurationRequest, _diffusion_service_pb2.GetConfigurationResponse]  # type: ignore[assignment]
-    """GetConfiguration answers the current configuration with every default filled
-    in.
+    """GetConfiguration answers the current configuration, or one of the last 20,
+    with every default filled in. Sent back through Configure with the mask "*",
+    an earlier one is in force again.
+
+    NOT_FOUND: no configuration is kept under that revision.
     """
     GetCapabilities: _aio.UnaryUnaryMultiCallable[_diffusion_service_pb2.GetCapabilitiesRequest, _diffusion_service_pb2.GetCapabilitiesResponse]  # type: ignore[assignment]
     """GetCapabilities answers what the loaded pipeline accepts and what it is held
@@ -182,7 +190,8 @@ class DiffusionServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
         any rank is touched. ALREADY_EXISTS: `request_id` was used with other
         content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-        RESOURCE_EXHAUSTED: the queue is full (with RetryInfo), the device has not
+        RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
+        RetryInfo, from what generations were measured to take), the device has not
         enough memory for this request (without), or the reader took nothing for too
         long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
         were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
@@ -250,8 +259,11 @@ class DiffusionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _diffusion_service_pb2.GetConfigurationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_diffusion_service_pb2.GetConfigurationResponse, _abc.Awaitable[_diffusion_service_pb2.GetConfigurationResponse]]:
-        """GetConfiguration answers the current configuration with every default filled
-        in.
+        """GetConfiguration answers the current configuration, or one of the last 20,
+        with every default filled in. Sent back through Configure with the mask "*",
+        an earlier one is in force again.
+
+        NOT_FOUND: no configuration is kept under that revision.
         """
 
     @_abc_1.abstractmethod

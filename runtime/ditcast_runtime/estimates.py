@@ -1,0 +1,228 @@
+"""How long generations are likely to take, from measured durations: no clock, no tasks.
+
+A generation keeps the ranks for its preparation, its steps, its decoding, and what lies between
+generations. Each part is measured under its own kind: what makes it take equally long. Of a kind
+that never ran there is only a guess, scaled by pixels, images and passes from those that did.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from ditcast_runtime.accepted import Generation
+from ditcast_runtime.generation import Parameters, SeparateCfg, State
+from ditcast_runtime.group import RunReport
+from ditcast_runtime.messages import Denoising, Ended, Outcome, Step
+from ditcast_runtime.settings import Disabled
+
+_REMEMBERED = 64
+"""Durations kept of each kind."""
+
+_KINDS = 1024
+"""Kinds remembered; the oldest goes first, so that odd sizes cannot fill the memory."""
+
+_ENOUGH_STEPS = 3
+"""Steps of a kind after which the watchdog trusts their median."""
+
+_ENOUGH_RUNS = 2
+"""Generations of a kind after which they count as measured: the first of a size is often slow."""
+
+
+class Durations:
+    """Measured seconds by kind."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Hashable, deque[float]] = {}
+        self._medians: dict[Hashable, float] = {}
+
+    def record(self, kind: Hashable, seconds: float) -> None:
+        """Remember one measurement."""
+        if kind not in self._seconds and len(self._seconds) >= _KINDS:
+            oldest = next(iter(self._seconds))
+            del self._seconds[oldest]
+            self._medians.pop(oldest, None)
+        self._seconds.setdefault(kind, deque(maxlen=_REMEMBERED)).append(seconds)
+        self._medians.pop(kind, None)
+
+    def median(self, kind: Hashable, least: int = 1) -> float | None:
+        """Give the lower median of a kind once at least so many are known."""
+        known = self._seconds.get(kind, ())
+        if len(known) < least:
+            return None
+        if kind not in self._medians:
+            self._medians[kind] = statistics.median_low(known)
+        return self._medians[kind]
+
+    def mean(self, kind: Hashable) -> float | None:
+        """Give the mean of a kind: of steps, where the median would be a cached one."""
+        known = self._seconds.get(kind, ())
+        return statistics.fmean(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds that something is likely to take; they add up."""
+
+    seconds: float = 0.0
+    measured: float = 0.0
+    """The part of `seconds` that was measured on its own kind; the rest is a guess."""
+    known: bool = True
+    """Whether `seconds` is all of it; False where of some part nothing is known at all."""
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(
+            self.seconds + other.seconds, self.measured + other.measured, self.known and other.known
+        )
+
+    def times(self, count: int) -> Estimate:
+        """Give the estimate for so many of the same."""
+        return Estimate(self.seconds * count, self.measured * count, self.known)
+
+    def less(self, seconds: float) -> Estimate:
+        """Give what is left when so much of it has passed."""
+        left = max(0.0, self.seconds - seconds)
+        return Estimate(left, min(left, self.measured), self.known)
+
+
+_UNKNOWN = Estimate(known=False)
+
+
+class Estimates:
+    """Learns from the reports of the ranks, and foretells."""
+
+    def __init__(self) -> None:
+        self.serving_at = 0.0
+        """When ranks that start are likely to serve; in the past while they serve."""
+        self._separate_cfg = SeparateCfg.NEVER
+        self._durations = Durations()
+        self._taken_at = 0.0
+        self._reported_at = 0.0
+        self._prepare_seconds = 0.0
+
+    def forget(self) -> None:
+        """Drop what was measured: the ranks now run in another way."""
+        self._durations = Durations()
+
+    def serves(self, separate_cfg: SeparateCfg) -> None:
+        """Begin with fresh ranks; `separate_cfg` says when they make two passes a step."""
+        self._separate_cfg = separate_cfg
+        self.serving_at = 0.0
+
+    def taken(self, now: float) -> None:
+        """Begin to count what the generation keeps the ranks for."""
+        self._taken_at = self._reported_at = now
+
+    def observe(self, generation: Generation, report: RunReport, now: float) -> None:
+        """Learn from one report about the generation that runs."""
+        parameters = generation.parameters
+        self._reported_at = now
+        match report:
+            case Denoising():
+                self._prepare_seconds = report.prepare_seconds
+                self._durations.record(self._prepare_kind(parameters), report.prepare_seconds)
+                self._durations.record("prepare", report.prepare_seconds)
+            case Step():
+                self._durations.record(self._step_kind(parameters), report.seconds)
+                per_pixel = report.seconds / self._pass_pixels(parameters)
+                self._durations.record(("pixel", parameters.cache), per_pixel)
+                self._durations.record("pixel", per_pixel)
+            case Ended(rank=0):
+                self._observe_end(generation, report, now)
+            case _:
+                pass
+
+    def step_median(self, parameters: Parameters) -> float | None:
+        """Give the median of steps of this kind, for the watchdog, once three are known."""
+        return self._durations.median(self._step_kind(parameters), _ENOUGH_STEPS)
+
+    def whole(self, parameters: Parameters) -> Estimate:
+        """Foretell how long a generation keeps the ranks, from taking it to being free."""
+        steps = self._pace(parameters).times(parameters.num_inference_steps)
+        return self._prepare(parameters) + steps + self._decode(parameters) + self._rest()
+
+    def until_free(self, running: Generation | None, now: float) -> Estimate:
+        """Foretell how long it takes until the ranks take the next generation."""
+        pause = Estimate(max(0.0, self.serving_at - now))
+        return pause if running is None else pause + self._left(running, now)
+
+    def _left(self, running: Generation, now: float) -> Estimate:
+        parameters, elapsed = running.parameters, now - self._reported_at
+        after = self._decode(parameters) + self._rest()
+        pace = self._pace(parameters)
+        stage = "prepare" if running.state is State.RESTARTING else running.stage
+        if stage == "decode":
+            return self._decode(parameters).less(elapsed) + self._rest()
+        if running.state.final:
+            return pace.less(elapsed)  # It is left at the next boundary.
+        if stage == "denoise":
+            steps = pace.times(max(0, parameters.num_inference_steps - running.steps_done))
+            return steps.less(min(elapsed, pace.seconds)) + after
+        steps = pace.times(parameters.num_inference_steps)
+        return self._prepare(parameters).less(elapsed) + steps + after
+
+    def _observe_end(self, generation: Generation, report: Ended, now: float) -> None:
+        parameters = generation.parameters
+        if report.outcome is not Outcome.DONE or generation.attempt > 1 or not report.steps:
+            return
+        pace = report.denoise_seconds / report.steps
+        self._durations.record(("pace", *self._step_kind(parameters)), pace)
+        self._durations.record(self._decode_kind(parameters), report.decode_seconds)
+        self._durations.record("decode pixel", report.decode_seconds / _pixels(parameters))
+        told = self._prepare_seconds + report.denoise_seconds + report.decode_seconds
+        self._durations.record("rest", max(0.0, now - self._taken_at - told))
+
+    def _pace(self, parameters: Parameters) -> Estimate:
+        """Foretell one step: the mean over a generation, as cached steps are shorter."""
+        kind = self._step_kind(parameters)
+        pixels = self._pass_pixels(parameters)
+        alike = self._durations.mean(("pixel", parameters.cache)) or self._durations.mean("pixel")
+        scaled = None if alike is None else alike * pixels
+        return self._foretell(("pace", *kind), self._durations.mean(kind) or scaled)
+
+    def _prepare(self, parameters: Parameters) -> Estimate:
+        return self._foretell(self._prepare_kind(parameters), self._durations.median("prepare"))
+
+    def _decode(self, parameters: Parameters) -> Estimate:
+        alike = self._durations.median("decode pixel")
+        scaled = None if alike is None else alike * _pixels(parameters)
+        return self._foretell(self._decode_kind(parameters), scaled)
+
+    def _rest(self) -> Estimate:
+        seconds = self._durations.median("rest") or 0.0
+        return Estimate(seconds, seconds)
+
+    def _foretell(self, kind: Hashable, guess: float | None) -> Estimate:
+        seconds = self._durations.median(kind)
+        if seconds is None:
+            return _UNKNOWN if guess is None else Estimate(guess)
+        measured = self._durations.median(kind, _ENOUGH_RUNS)
+        return Estimate(seconds, measured or 0.0)
+
+    def _two_passes(self, parameters: Parameters) -> bool:
+        if not isinstance(parameters.cache.method, Disabled):
+            return bool(parameters.cache.method.enable_separate_cfg)
+        return self._separate_cfg.two_passes(
+            negative_prompt=parameters.negative_prompt,
+            guidance_scale=parameters.guidance_scale,
+            true_cfg_scale=parameters.true_cfg_scale,
+        )
+
+    def _pass_pixels(self, parameters: Parameters) -> int:
+        return _pixels(parameters) * (2 if self._two_passes(parameters) else 1)
+
+    def _step_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
+        size = (parameters.width, parameters.height, parameters.num_images)
+        return ("step", *size, parameters.cache, self._two_passes(parameters))
+
+    def _prepare_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
+        return ("prepare", parameters.num_images, self._two_passes(parameters))
+
+    def _decode_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
+        return ("decode", parameters.width, parameters.height, parameters.num_images)
+
+
+def _pixels(parameters: Parameters) -> int:
+    return parameters.width * parameters.height * parameters.num_images

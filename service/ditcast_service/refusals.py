@@ -1,0 +1,39 @@
+"""How a Configure can be refused beyond what is wrong with its values; `status` has their codes."""
+
+from __future__ import annotations
+
+from ditcast_runtime.errors import RuntimeFailure
+from ditcast_runtime.settings import Problem
+
+
+class RevisionMismatch(RuntimeFailure):
+    """Somebody else changed the configuration since the caller saw it.
+
+    Attributes:
+        expected: the revision that the change was built on.
+        current: the one in force.
+    """
+
+    def __init__(self, expected: int, current: int) -> None:
+        self.expected = expected
+        self.current = current
+        super().__init__(f"The change builds on revision {expected}, but {current} is in force.")
+
+
+class NeedsReload(RuntimeFailure):
+    """The change is sound, but needs new ranks, which the caller did not allow.
+
+    Attributes:
+        problems: every field that needs it.
+    """
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(f"{problem.field}: {problem.reason}" for problem in problems))
+
+
+class NotAppliedInTime(RuntimeFailure):
+    """The caller's deadline passed before the change could be put into force."""
+
+    def __init__(self) -> None:
+        super().__init__("The time limit passed, and nothing was changed.")
