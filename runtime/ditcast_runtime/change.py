@@ -17,6 +17,8 @@ class Change:
     ) -> None:
         self.wanted = wanted
         self.reload = reload
+        self.interrupted = False
+        """Whether ranks were lost while it was being put into force."""
         self._commit = commit
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

@@ -179,8 +179,12 @@ class Dispatcher:
         try:
             failures = await self._hold(group, change.wanted.cache)
         except GroupLost as lost:
-            reason = f"the ranks were lost with it: {lost.explanation}"
-            change.fail(ChangeRefused((Problem("cache", reason, "unsupported"),)))
+            # Once is chance: it waits for the next ranks. What loses them twice would go on so.
+            if change.interrupted:
+                reason = f"the ranks were lost with it: {lost.explanation}"
+                change.fail(ChangeRefused((Problem("cache", reason, "unsupported"),)))
+            elif self.change is None:
+                change.interrupted, self.change = True, change
             raise
         if failures:
             problems = {Problem(failure.field or "cache", failure.message) for failure in failures}

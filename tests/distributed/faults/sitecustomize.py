@@ -8,6 +8,9 @@ raises in the pipeline's own collective of step 2, the first time that this gene
 PLACE: prepare (before the first vote), before (the vote of a step), inside (the pipeline's
 collective in a step), after (the vote of a step), decode. KIND: raise, memory, kill, stop.
 RANKS: a rank, or `all`. TIMES: in how many runs of the generation.
+
+Of cache settings, those with a `residual_diff_threshold` of REFUSED_BY_RANK_ONE are what rank 1
+alone cannot hold.
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+REFUSED_BY_RANK_ONE = 0.987654
+
 
 def _install() -> None:
     import torch
 
-    from ditcast_runtime import broadcast, execution
+    from ditcast_runtime import acceleration, execution
 
     run = execution.Execution.run
     vote = execution.Execution._vote
@@ -97,7 +102,16 @@ def _install() -> None:
     execution.Execution.step_ended = faulty_step  # type: ignore[method-assign]
     execution.Pipeline.prepare = faulty_prepare  # type: ignore[method-assign]
     execution.Pipeline.run = faulty_pipeline  # type: ignore[method-assign]
-    assert broadcast
+
+    switch = acceleration.Accelerator.switch
+
+    def faulty_switch(self: Any, settings: Any, *arguments: Any, **options: Any) -> None:
+        switch(self, settings, *arguments, **options)
+        threshold = getattr(settings.method, "residual_diff_threshold", None)
+        if threshold == REFUSED_BY_RANK_ONE and torch.distributed.get_rank() == 1:
+            raise RuntimeError("injected")
+
+    acceleration.Accelerator.switch = faulty_switch  # type: ignore[method-assign]
 
 
 def _between_collectives(strike: Any, pipe: Any) -> None:
