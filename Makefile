@@ -26,7 +26,7 @@ check: $(INSTALLED) proto-check ## Lint, types, import rules, contract.
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 
-bench: $(INSTALLED) ## Measure what the service adds; prints, and stores JSON in out/.
+bench: $(INSTALLED) ## Measure what the service adds; prints, and stores JSON in benchmarks/results/.
 	$(BIN)/python -m benchmarks $(ARGS)
 
 soak: $(INSTALLED) ## Run the tests marked `soak`, which take long.
