@@ -13,13 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import fixed, latency, machine, ratio, report, steps
+from benchmarks import changes, fixed, latency, machine, ratio, report, steps
 from benchmarks.figures import Figure
 from benchmarks.plan import QUICK, Plan, Tick
 from benchmarks.processes import DirectPipeline, direct_pipeline, serving
 from ditcast_client import Client
 
-PARTS = ("steps", "fixed", "ratio", "latency")
+PARTS = ("steps", "fixed", "ratio", "latency", "changes")
 _PIPED_WIDTH = 120
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -44,11 +44,15 @@ class _Suite:
             if "latency" in self._parts and world_size > 1:
                 async with self._server(world_size) as client:
                     figures += await self._latency(client, world_size)
+        if "changes" in self._parts:
+            for world_size in self._plan.world_sizes:
+                tick = self._tick(f"changes, world size {world_size}", changes.ticks(self._plan))
+                figures += await changes.measure(self._plan, world_size, tick)
         return figures
 
     @property
     def _served_parts(self) -> list[str]:
-        return [part for part in self._parts if part != "steps"]
+        return [part for part in self._parts if part not in {"steps", "changes"}]
 
     async def _served(self) -> list[Figure]:
         """Run what needs a server of one rank, and the direct pipeline where it is compared."""

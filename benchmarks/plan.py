@@ -39,9 +39,24 @@ class Plan:
     """Generations on an idle server for the time to the first event."""
     cancels: int = 24
     """Cancels, spread over the length of a step."""
+    configures: int = 20
+    """Live changes of the cache."""
+    gaps: int = 30
+    """Pairs of queued generations, for the gap between them."""
+    losses: int = 3
+    """Ranks that are killed, for the time until the service serves again."""
 
 
 QUICK = Plan(
-    world_sizes=(1,), steps=4, step_pairs=2, fixed=3, ratio_pairs=2, first_events=3, cancels=2
+    world_sizes=(1,),
+    steps=4,
+    step_pairs=2,
+    fixed=3,
+    ratio_pairs=2,
+    first_events=3,
+    cancels=2,
+    configures=2,
+    gaps=2,
+    losses=1,
 )
 """Enough to see that everything can be measured, and not to trust any figure."""

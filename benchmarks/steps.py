@@ -191,6 +191,7 @@ def _launch(rank: int, world_size: int, folder: Path) -> Launch:
         rank=rank,
         world_size=world_size,
         store=str(folder / "rendezvous"),
+        stacks=str(folder / f"stacks-{rank}"),
         model=str(STARTER_MODEL),
         model_revision="",
         dtype="auto",
