@@ -26,6 +26,7 @@ FIGURES = {
         "cancel_free_1",
         "cancel_further_steps_1",
     },
+    "changes": {"configure_live_1", "gap_1", "restart_ratio_1"},
 }
 KEYS = {
     *("part", "name", "title", "unit", "world_size", "threads", "count", "target", "met", "note"),
