@@ -8,7 +8,7 @@ from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.execution import two_passes
 from ditcast_runtime.generation import OutputOptions, Parameters, SeparateCfg
 from ditcast_runtime.messages import Facts, Launch
-from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.pipeline import NotFinite, Pipeline
 from ditcast_runtime.settings import Disabled, Problem
 
 _WARM_UP_STEPS = 2
@@ -56,6 +56,9 @@ def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
             pipeline.run(pipeline.arguments(changed), _Silent())
         except AssertionError as error:
             raise ConfigError((_unsharded(launch, str(error)),)) from error
+        except NotFinite as error:
+            reason = f"in {found.dtype} it puts out NaN or infinity, in the warm-up already"
+            raise ConfigError((Problem("model", reason),)) from error
         pipeline.clean_up(None)
     steps = _usual_steps(launch, found)
     two = two_passes(found.separate_cfg, parameters)

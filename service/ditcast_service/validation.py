@@ -149,7 +149,8 @@ class _Resolution:
         if steps is None:
             default = self._default("num_inference_steps")
             steps = len(sigmas) or (default if isinstance(default, int) else None)
-        name = "num_inference_steps" if self.request.num_inference_steps or not sigmas else "sigmas"
+        given = self.request.num_inference_steps is not None
+        name = "num_inference_steps" if given or not sigmas else "sigmas"
         limit = self.config.max_num_inference_steps
         if steps is None:
             self._refuse(name, "it is required: the pipeline has no default")
