@@ -35,7 +35,7 @@ from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.messages import Denoising, Ended, Outcome, Step
 from ditcast_runtime.settings import CacheSettings
 
-MAX_BYTES = 6 * 64 * 64 * 3
+MAX_BYTES = 4 * 64 * 64 * 3
 STEPS = 2
 STEP_SECONDS = 100.0
 """As it is reported; nothing here waits for it."""
@@ -160,9 +160,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
         return self.loop.run_until_complete(inside())
 
-    @rule(priority=priorities, side=sides, limit=limits)
-    def submit(self, priority: Priority, side: int, limit: float | None) -> None:
-        """One is accepted unless a bound says otherwise, and what is refused leaves no trace."""
+    @rule(
+        several=st.lists(st.tuples(priorities, sides, limits), min_size=1, max_size=4),
+    )
+    def submit(self, several: list[tuple[Priority, int, float | None]]) -> None:
+        """Each is accepted unless a bound says otherwise, and what is refused leaves no trace."""
+        for each in several:
+            self._submit(*each)
+
+    def _submit(self, priority: Priority, side: int, limit: float | None) -> None:
         self.serial += 1
         settled = parameters(side)
         submission = Submission(
