@@ -50,7 +50,8 @@ STEPS = 2
 SIDE = 2
 KILLED = -9
 
-ACCIDENTS = ("killed", "gone", "unnoticed", "silent", "stuck", "stranger", "no pixels")
+DEATHS = ("killed", "gone", "unnoticed")
+ACCIDENTS = (*DEATHS, "silent", "stuck", "stranger", "no pixels")
 
 ranks = st.integers(0, 2)
 
@@ -402,7 +403,7 @@ class GroupMachine(RuleBasedStateMachine):
         """An accident: one rule for all, so that most of what happens goes well."""
         rank %= len(self.ranks)
         match what:
-            case "killed" | "gone" | "unnoticed":
+            case _ if what in DEATHS:
                 self._die(rank, what)
             case "silent" if self.started:
                 self._stay_alive(ALIVE_TIMEOUT + 3, without=rank)
@@ -421,6 +422,10 @@ class GroupMachine(RuleBasedStateMachine):
         self._settle()
         self.doomed = True
         self._check_loss()
+        if rank != 0 or what not in DEATHS:
+            # Nobody hears this any more, and its descriptor must not be left either.
+            self._send_output(self.number)
+            self._settle()
 
     def _die(self, rank: int, how: str) -> None:
         """End a rank; its exit code may be late, or never come."""
