@@ -227,7 +227,7 @@ async def test_a_limit_that_cannot_be_met_is_refused_by_measurements_alone() -> 
 
 def test_old_kinds_make_room() -> None:
     """Odd sizes without end cannot fill the memory."""
-    durations = Durations()
+    durations = Durations(remembered=4)
     for kind in range(5000):
         durations.record(kind, 1.0)
     assert durations.median(0) is None
