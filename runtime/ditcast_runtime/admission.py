@@ -187,10 +187,12 @@ class Admission:
             return
         # Places free up one after the other: what is being encoded now is gone first.
         after, wait = in_flight, free
-        for generation in [*([running] if running else []), *self._scheduler]:
-            after -= self._unfinished.get(generation, 0)
+        if running is not None:
+            after -= self._unfinished.get(running, 0)
+        for generation in self._scheduler:
             if after + size <= self._max_bytes:
                 break
+            after -= self._unfinished.get(generation, 0)
             wait += self.estimates.whole(generation.parameters)
         raise TooManyBytes(in_flight, self._max_bytes, _retry_after(wait))
 

@@ -136,6 +136,8 @@ class Dispatcher:
         self._served = True
         log.info("serving", epoch=group.epoch, seconds=round(self._start_seconds, 1))
         reloaded, self._reloading = self._reloading, None
+        if reloaded is not None:
+            self._ledger.estimates.forget()
         if reloaded is not None and not reloaded.succeed():
             # Its writer has gone: the group has settings that nobody may ever see in force.
             raise _Reload

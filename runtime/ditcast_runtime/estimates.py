@@ -18,8 +18,11 @@ from ditcast_runtime.group import RunReport
 from ditcast_runtime.messages import Denoising, Ended, Outcome, Step
 from ditcast_runtime.settings import Disabled
 
-_REMEMBERED = 64
-"""Durations kept of each kind."""
+_REMEMBERED_STEPS = 64
+"""Steps of each kind that are kept."""
+
+_REMEMBERED_RUNS = 8
+"""Generations of each kind that are kept: few, to go with a machine that gets slower or faster."""
 
 _KINDS = 1024
 """Kinds remembered; the oldest goes first, so that odd sizes cannot fill the memory."""
@@ -32,9 +35,10 @@ _ENOUGH_RUNS = 2
 
 
 class Durations:
-    """Measured seconds by kind."""
+    """Measured seconds by kind, the newest so many of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: int) -> None:
+        self._remembered = remembered
         self._seconds: dict[Hashable, deque[float]] = {}
         self._medians: dict[Hashable, float] = {}
 
@@ -44,7 +48,7 @@ class Durations:
             oldest = next(iter(self._seconds))
             del self._seconds[oldest]
             self._medians.pop(oldest, None)
-        self._seconds.setdefault(kind, deque(maxlen=_REMEMBERED)).append(seconds)
+        self._seconds.setdefault(kind, deque(maxlen=self._remembered)).append(seconds)
         self._medians.pop(kind, None)
 
     def median(self, kind: Hashable, least: int = 1) -> float | None:
@@ -97,14 +101,15 @@ class Estimates:
         self.serving_at = 0.0
         """When ranks that start are likely to serve; in the past while they serve."""
         self._separate_cfg = SeparateCfg.NEVER
-        self._durations = Durations()
+        self.forget()
         self._taken_at = 0.0
         self._reported_at = 0.0
         self._prepare_seconds = 0.0
 
     def forget(self) -> None:
         """Drop what was measured: the ranks now run in another way."""
-        self._durations = Durations()
+        self._steps = Durations(_REMEMBERED_STEPS)
+        self._runs = Durations(_REMEMBERED_RUNS)
 
     def serves(self, separate_cfg: SeparateCfg) -> None:
         """Begin with fresh ranks; `separate_cfg` says when they make two passes a step."""
@@ -122,13 +127,13 @@ class Estimates:
         match report:
             case Denoising():
                 self._prepare_seconds = report.prepare_seconds
-                self._durations.record(self._prepare_kind(parameters), report.prepare_seconds)
-                self._durations.record("prepare", report.prepare_seconds)
+                self._runs.record(self._prepare_kind(parameters), report.prepare_seconds)
+                self._runs.record("prepare", report.prepare_seconds)
             case Step():
-                self._durations.record(self._step_kind(parameters), report.seconds)
+                self._steps.record(self._step_kind(parameters), report.seconds)
                 per_pixel = report.seconds / self._pass_pixels(parameters)
-                self._durations.record(("pixel", parameters.cache), per_pixel)
-                self._durations.record("pixel", per_pixel)
+                self._steps.record(("pixel", parameters.cache), per_pixel)
+                self._steps.record("pixel", per_pixel)
             case Ended(rank=0):
                 self._observe_end(generation, report, now)
             case _:
@@ -136,7 +141,7 @@ class Estimates:
 
     def step_median(self, parameters: Parameters) -> float | None:
         """Give the median of steps of this kind, for the watchdog, once three are known."""
-        return self._durations.median(self._step_kind(parameters), _ENOUGH_STEPS)
+        return self._steps.median(self._step_kind(parameters), _ENOUGH_STEPS)
 
     def whole(self, parameters: Parameters) -> Estimate:
         """Foretell how long a generation keeps the ranks, from taking it to being free."""
@@ -168,37 +173,37 @@ class Estimates:
         if report.outcome is not Outcome.DONE or generation.attempt > 1 or not report.steps:
             return
         pace = report.denoise_seconds / report.steps
-        self._durations.record(("pace", *self._step_kind(parameters)), pace)
-        self._durations.record(self._decode_kind(parameters), report.decode_seconds)
-        self._durations.record("decode pixel", report.decode_seconds / _pixels(parameters))
+        self._runs.record(("pace", *self._step_kind(parameters)), pace)
+        self._runs.record(self._decode_kind(parameters), report.decode_seconds)
+        self._runs.record("decode pixel", report.decode_seconds / _pixels(parameters))
         told = self._prepare_seconds + report.denoise_seconds + report.decode_seconds
-        self._durations.record("rest", max(0.0, now - self._taken_at - told))
+        self._runs.record("rest", max(0.0, now - self._taken_at - told))
 
     def _pace(self, parameters: Parameters) -> Estimate:
         """Foretell one step: the mean over a generation, as cached steps are shorter."""
         kind = self._step_kind(parameters)
         pixels = self._pass_pixels(parameters)
-        alike = self._durations.mean(("pixel", parameters.cache)) or self._durations.mean("pixel")
+        alike = self._steps.mean(("pixel", parameters.cache)) or self._steps.mean("pixel")
         scaled = None if alike is None else alike * pixels
-        return self._foretell(("pace", *kind), self._durations.mean(kind) or scaled)
+        return self._foretell(("pace", *kind), self._steps.mean(kind) or scaled)
 
     def _prepare(self, parameters: Parameters) -> Estimate:
-        return self._foretell(self._prepare_kind(parameters), self._durations.median("prepare"))
+        return self._foretell(self._prepare_kind(parameters), self._runs.median("prepare"))
 
     def _decode(self, parameters: Parameters) -> Estimate:
-        alike = self._durations.median("decode pixel")
+        alike = self._runs.median("decode pixel")
         scaled = None if alike is None else alike * _pixels(parameters)
         return self._foretell(self._decode_kind(parameters), scaled)
 
     def _rest(self) -> Estimate:
-        seconds = self._durations.median("rest") or 0.0
+        seconds = self._runs.median("rest") or 0.0
         return Estimate(seconds, seconds)
 
     def _foretell(self, kind: Hashable, guess: float | None) -> Estimate:
-        seconds = self._durations.median(kind)
+        seconds = self._runs.median(kind)
         if seconds is None:
             return _UNKNOWN if guess is None else Estimate(guess)
-        measured = self._durations.median(kind, _ENOUGH_RUNS)
+        measured = self._runs.median(kind, _ENOUGH_RUNS)
         return Estimate(seconds, measured or 0.0)
 
     def _two_passes(self, parameters: Parameters) -> bool:

@@ -51,7 +51,7 @@ class Scheduler(Generic[T]):
         return len(self) >= self.capacity
 
     def is_last(self, priority: Priority) -> bool:
-        """Say whether one of this priority would now run after all others."""
+        """Say whether one of this priority is sure to run after all others, without looking."""
         return not any(self._queues[lower] for lower in self._below(priority))
 
     def add(self, item: T, priority: Priority) -> None:

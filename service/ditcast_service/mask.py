@@ -153,7 +153,7 @@ class _Naming:
         at: Message = self.wanted
         for part in path.split(".")[:-1]:
             choice = _choice(at.DESCRIPTOR.fields_by_name[part])
-            if choice and not at.HasField(part):
+            if choice and not _has(at, part):
                 self._refuse(path, choice, at)
                 return True
             at = getattr(at, part)

@@ -38,6 +38,7 @@ from ditcast.v1.generation_pb2 import (
     Completed,
     GenerationEvent,
     GenerationState,
+    GenerationSummary,
     OutputChunk,
     OutputDigest,
     Queued,
@@ -59,7 +60,15 @@ class UntilCancelled:
     """In a script: wait for CancelGeneration, then end the stream as the contract says."""
 
 
-Script = Sequence[GenerationEvent | status_pb2.Status | UntilCancelled]
+@dataclass
+class Once:
+    """In a script: end the stream of the first reader that comes here with this status."""
+
+    status: status_pb2.Status
+    used: bool = False
+
+
+Script = Sequence[GenerationEvent | status_pb2.Status | UntilCancelled | Once]
 Context = grpc.aio.ServicerContext[Message, Message]
 
 
@@ -88,11 +97,19 @@ NOT_YET = status(grpc.StatusCode.UNIMPLEMENTED, "not yet", ours("NOT_IN_THIS_VER
 
 @dataclass
 class ScriptedService(DiffusionServiceServicer):
-    """Plays `script` for each Generate and notes what it was asked."""
+    """Plays `script` for each generation, to any reader, and notes what it was asked."""
 
     script: Script = ()
     cancel_status: status_pb2.Status | None = None
     requests: list[GenerateRequest] = field(default_factory=list)
+    watches: list[WatchGenerationRequest] = field(default_factory=list)
+    rendered: list[str] = field(default_factory=list)
+    """The id of each generation that was not known before."""
+    known: set[str] = field(default_factory=set)
+    watch_ends: list[status_pb2.Status] = field(default_factory=list)
+    """Statuses for the next watches, before any event."""
+    generations: list[GenerationSummary] = field(default_factory=list)
+    lists: list[ListGenerationsRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     request_came: asyncio.Event = field(default_factory=asyncio.Event)
     cancel_came: asyncio.Event = field(default_factory=asyncio.Event)
@@ -104,21 +121,36 @@ class ScriptedService(DiffusionServiceServicer):
         """Play the script."""
         self.requests.append(request)
         self.request_came.set()
-        steps = 0
+        if request.request_id not in self.known:
+            self.known.add(request.request_id)
+            self.rendered.append(request.request_id)
+        async for event in self._play(request.request_id, context):
+            yield GenerateResponse(event=event)
+
+    async def _play(
+        self, request_id: str, context: Context, after_sequence: int = 0
+    ) -> AsyncIterator[GenerationEvent]:
+        """Play what of the script comes after an event."""
+        steps = sequence = 0
         try:
-            for sequence, item in enumerate(self.script, start=1):
+            for item in self.script:
                 match item:
                     case status_pb2.Status():
                         await abort(context, item)
+                    case Once(status=ends, used=False) if sequence >= after_sequence:
+                        item.used = True
+                        await abort(context, ends)
                     case UntilCancelled():
                         await self.cancel_came.wait()
                         info = ours("CANCELLED", steps_done=str(steps))
                         await abort(context, status(grpc.StatusCode.CANCELLED, "cancelled", info))
                     case GenerationEvent():
-                        event = GenerationEvent(request_id=request.request_id, sequence=sequence)
+                        sequence += 1
+                        event = GenerationEvent(request_id=request_id, sequence=sequence)
                         event.MergeFrom(item)
                         steps = event.step_completed.step or steps
-                        yield GenerateResponse(event=event)
+                        if sequence > after_sequence:
+                            yield event
         finally:
             self.streams_ended.set()
 
@@ -156,16 +188,28 @@ class ScriptedService(DiffusionServiceServicer):
     async def WatchGeneration(
         self, request: WatchGenerationRequest, context: Context
     ) -> AsyncIterator[WatchGenerationResponse]:
-        """Answer that there is no such call."""
-        await abort(context, NOT_YET)
-        yield WatchGenerationResponse()
+        """Play the script for a generation that is known."""
+        self.watches.append(request)
+        if self.watch_ends:
+            await abort(context, self.watch_ends.pop(0))
+        if request.request_id not in self.known:
+            await abort(context, status(grpc.StatusCode.NOT_FOUND, "no such id", ours("UNKNOWN")))
+        events = self._play(request.request_id, context, request.after_sequence)
+        async for event in events:
+            yield WatchGenerationResponse(event=event)
 
     async def ListGenerations(
         self, request: ListGenerationsRequest, context: Context
     ) -> ListGenerationsResponse:
-        """Answer that there is no such call."""
-        await abort(context, NOT_YET)
-        return ListGenerationsResponse()
+        """Answer pages, whose token is where the next one begins."""
+        self.lists.append(request)
+        first = int(request.page_token or 0)
+        found = [
+            each for each in self.generations if not request.states or each.state in request.states
+        ]
+        last = first + request.page_size
+        token = str(last) if last < len(found) else ""
+        return ListGenerationsResponse(generations=found[first:last], next_page_token=token)
 
     async def Configure(self, request: ConfigureRequest, context: Context) -> ConfigureResponse:
         """Answer that there is no such call."""

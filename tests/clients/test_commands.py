@@ -159,6 +159,7 @@ async def test_options_become_the_request(server: Scripted, tmp_path: Path) -> N
         priority=Priority.PRIORITY_HIGH,
     )
     expected.timeout.FromMilliseconds(1500)
+    expected.reattach_window.FromSeconds(30)
     expected.pipeline_kwargs.update({"max_sequence_length": 64})
     expected.cache.db_cache.fn_compute_blocks = 4
     assert server.service.requests == [expected]
@@ -170,7 +171,7 @@ async def test_what_is_left_out_stays_unset(server: Scripted, tmp_path: Path) ->
     await ditcast(server, "generate", "a red cup", folder=tmp_path)
     (sent,) = server.service.requests
     assert {field.name for field, _ in sent.ListFields()} == {
-        *("request_id", "prompt", "output", "priority")
+        *("request_id", "prompt", "output", "priority", "reattach_window")
     }
     assert sent.output == OutputOptions(format=OutputFormat.OUTPUT_FORMAT_PNG)
 
@@ -224,7 +225,6 @@ WIDTH = BadRequest(
             3,
             "unavailable: draining (try again in 3 s)\n",
         ),
-        (status(StatusCode.UNAVAILABLE, "a proxy's word"), 3, "unavailable: a proxy's word\n"),
         (
             status(StatusCode.DEADLINE_EXCEEDED, "too long", ours("X", steps_done="2")),
             4,
@@ -246,6 +246,16 @@ async def test_exit_codes(
     done = await ditcast(server, "generate", "a red cup", folder=tmp_path)
     assert (done.code, done.err) == (code, says)
     assert pictures(tmp_path) == []
+
+
+async def test_a_server_that_never_answers_is_soon_given_up(
+    server: Scripted, tmp_path: Path
+) -> None:
+    """Where nothing ever came, coming back again and again would only look busy."""
+    server.service.script = [status(StatusCode.UNAVAILABLE, "a proxy's word")]
+    done = await ditcast(server, "generate", "a red cup", folder=tmp_path)
+    assert (done.code, done.err) == (3, "unavailable: a proxy's word\n")
+    assert len(server.service.requests) + len(server.service.watches) > 1
 
 
 async def test_damaged_output_is_a_failure(server: Scripted, tmp_path: Path) -> None:

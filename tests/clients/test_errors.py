@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import grpc
@@ -51,6 +52,13 @@ RELOAD = PreconditionFailure(
         )
     ]
 )
+
+
+@pytest.fixture
+async def client(server: Scripted) -> AsyncIterator[Client]:
+    """Connect without coming back after a break."""
+    async with Client(server.address, reattach=timedelta(0)) as client:
+        yield client
 
 
 async def failure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -21,7 +22,12 @@ from tests.clients.scripted import (
 )
 
 from ditcast.v1.diffusion_service_pb2 import GenerateRequest
-from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState, Restarted
+from ditcast.v1.generation_pb2 import (
+    DisconnectPolicy,
+    GenerationEvent,
+    GenerationState,
+    Restarted,
+)
 from ditcast_client import Cancelled, Client, DataLoss, DigestMismatch, Output
 from ditcast_client.fields import GenerateFields
 
@@ -90,7 +96,7 @@ async def test_nothing_is_sent_before_it_is_asked_for(client: Client, server: Sc
 
 
 async def test_request_travels_unchanged(client: Client, server: Scripted) -> None:
-    """A request is sent as it is; the client adds an id, and leaves the caller's message alone."""
+    """A request is sent as it is, with an id and a window; the caller's message is left alone."""
     server.service.script = success(PICTURE)
     request = GenerateRequest(prompt="a red cup", seed=2**64 - 1, guidance_scale=0.12)
     before = request.SerializeToString(deterministic=True)
@@ -98,7 +104,9 @@ async def test_request_travels_unchanged(client: Client, server: Scripted) -> No
     await generation.result()
     (sent,) = server.service.requests
     assert sent.request_id == generation.request_id != ""
+    assert sent.reattach_window.ToSeconds() == 30
     sent.ClearField("request_id")
+    sent.ClearField("reattach_window")
     assert sent == request
     assert request.SerializeToString(deterministic=True) == before
 
@@ -110,11 +118,16 @@ async def test_own_request_id_is_kept(client: Client, server: Scripted) -> None:
     assert server.service.requests[0].request_id == "mine"
 
 
-async def test_no_reattach_window_is_sent(client: Client, server: Scripted) -> None:
-    """This version's servers refuse a window, so the client sends none by itself."""
+async def test_a_window_of_ones_own_is_kept(client: Client, server: Scripted) -> None:
+    """The client asks for a window only where the caller says nothing about it."""
     server.service.script = success(PICTURE)
-    await client.generate(prompt="a red cup").result()
-    assert not server.service.requests[0].HasField("reattach_window")
+    await client.generate(prompt="a red cup", reattach_window=timedelta(0)).result()
+    policy = DisconnectPolicy.DISCONNECT_POLICY_CONTINUE
+    await client.generate(prompt="a red cup", on_disconnect=policy).result()
+    own, none = server.service.requests
+    assert own.HasField("reattach_window")
+    assert own.reattach_window.ToSeconds() == 0
+    assert not none.HasField("reattach_window")
 
 
 def test_keyword_arguments_are_the_fields_of_the_contract() -> None:

@@ -41,7 +41,7 @@ from ditcast_runtime.messages import (
     Support,
     TransformerFact,
 )
-from ditcast_runtime.settings import CacheSettings, ParallelismSettings
+from ditcast_runtime.settings import CacheSettings, resolve_parallelism
 from ditcast_runtime.summary import Summary
 
 Script = Sequence[EventKind | RuntimeFailure | Exception | float | asyncio.Event]
@@ -113,7 +113,7 @@ FACTS = Facts(
 CONFIGURATION = Configuration(
     revision=1,
     cache=CacheSettings(),
-    parallelism=ParallelismSettings(),
+    parallelism=resolve_parallelism(None, 1),
     quantize=None,
     attention_backend=None,
     defaults=GenerationDefaults(num_inference_steps=20),
@@ -243,6 +243,7 @@ class FakeEngine:
         self.writing = asyncio.Lock()
         self.between_generations = asyncio.Event()
         self.between_generations.set()
+        self.writer_waits = asyncio.Event()
         self.change_failure: RuntimeFailure | None = None
         self.script: Callable[[Parameters], Script] = success
         self.refusal: RuntimeFailure | None = None
@@ -270,6 +271,7 @@ class FakeEngine:
             wanted = dataclasses.replace(plan(current), revision=current.revision)
             if wanted == current:
                 return current
+            self.writer_waits.set()
             await self.between_generations.wait()
             if self.change_failure is not None:
                 raise self.change_failure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -13,9 +13,9 @@ import grpc
 
 from ditcast.v1.acceleration_pb2 import Configuration
 from ditcast.v1.capabilities_pb2 import Capabilities
-from ditcast.v1.diffusion_service_pb2 import GenerateRequest
-from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState
-from ditcast_client.client import Client
+from ditcast.v1.diffusion_service_pb2 import ConfigureResponse, GenerateRequest
+from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState, GenerationSummary
+from ditcast_client.client import CONFIGURE_TIMEOUT, Client
 from ditcast_client.fields import GenerateFields
 from ditcast_client.generation import Generation
 from ditcast_client.result import Result
@@ -114,17 +114,30 @@ class BlockingClient:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         timeout: timedelta = timedelta(seconds=30),
+        reattach: timedelta = timedelta(seconds=60),
     ) -> None:
-        self._client = Client(address, credentials=credentials, timeout=timeout)
+        self._client = Client(address, credentials=credentials, timeout=timeout, reattach=reattach)
         self._loop = _LoopThread()
 
     def generate(
         self, request: GenerateRequest | None = None, **fields: Unpack[GenerateFields]
     ) -> BlockingGeneration:
         """Give the generation for a request, or for its fields as keyword arguments."""
-        return BlockingGeneration(
-            self._loop.run(_on_loop(self._client, request, fields)), self._loop
+        generation = self._loop.run(_on_loop(lambda: self._client.generate(request, **fields)))
+        return BlockingGeneration(generation, self._loop)
+
+    def watch(self, request_id: str, after_sequence: int = 0) -> BlockingGeneration:
+        """Give a generation to be watched beside its other readers."""
+        generation = self._loop.run(
+            _on_loop(lambda: self._client.watch(request_id, after_sequence))
         )
+        return BlockingGeneration(generation, self._loop)
+
+    def list_generations(
+        self, *, states: Collection[GenerationState.ValueType] = (), limit: int | None = None
+    ) -> list[GenerationSummary]:
+        """List the generations that the server knows, the newest first."""
+        return self._loop.run(self._client.list_generations(states=states, limit=limit))
 
     def cancel(self, request_id: str) -> GenerationState.ValueType:
         """Cancel a generation and give the state that the cancel met."""
@@ -134,9 +147,31 @@ class BlockingClient:
         """Ask what the loaded pipeline accepts."""
         return self._loop.run(self._client.capabilities())
 
-    def configuration(self) -> Configuration:
-        """Ask for the current configuration, with every default filled in."""
-        return self._loop.run(self._client.configuration())
+    def configuration(self, revision: int | None = None) -> Configuration:
+        """Ask for the current configuration, or one of the last 20."""
+        return self._loop.run(self._client.configuration(revision))
+
+    def configure(
+        self,
+        configuration: Configuration,
+        *,
+        update_mask: Sequence[str] = (),
+        expected_revision: int | None = None,
+        validate_only: bool = False,
+        allow_reload: bool = False,
+        timeout: timedelta = CONFIGURE_TIMEOUT,
+    ) -> ConfigureResponse:
+        """Change the acceleration while the server runs; see `Client.configure`."""
+        return self._loop.run(
+            self._client.configure(
+                configuration,
+                update_mask=update_mask,
+                expected_revision=expected_revision,
+                validate_only=validate_only,
+                allow_reload=allow_reload,
+                timeout=timeout,
+            )
+        )
 
     def close(self) -> None:
         """Leave what still runs, close the channel and end the thread."""
@@ -159,8 +194,6 @@ async def _next(events: AsyncIterator[GenerationEvent]) -> GenerationEvent | Non
     return await anext(events, None)
 
 
-async def _on_loop(
-    client: Client, request: GenerateRequest | None, fields: GenerateFields
-) -> Generation:
+async def _on_loop(make: Callable[[], Generation]) -> Generation:
     # A channel takes the running loop for its own, so the first use must be on the client's.
-    return client.generate(request, **fields)
+    return make()

@@ -124,7 +124,7 @@ class InvalidArgument(DitcastError):
 
 
 class NotFound(DitcastError):
-    """No generation has this id, or it is somebody else's."""
+    """No generation has this id, or it is somebody else's; or a revision is not kept."""
 
 
 class AlreadyExists(DitcastError):
@@ -133,6 +133,12 @@ class AlreadyExists(DitcastError):
 
 class Aborted(DitcastError):
     """The configuration is no longer the revision that the change was built on."""
+
+    @property
+    def current_revision(self) -> int | None:
+        """The revision in force; None where the server did not say."""
+        revision = self._metadata("current_revision")
+        return int(revision) if revision is not None and revision.isdecimal() else None
 
 
 class FailedPrecondition(DitcastError):

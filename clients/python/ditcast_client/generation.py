@@ -2,7 +2,7 @@
 
 Watching and awaiting are one mechanism: `result()` reads the events itself unless somebody else
 does. A generation that is left before its end is cancelled explicitly, because a server cannot
-tell a cancel from a lost connection.
+tell a cancel from a lost connection; connections that are lost come back by themselves.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 import grpc
 
-from ditcast.v1.diffusion_service_pb2 import (
-    CancelGenerationRequest,
-    GenerateRequest,
-    GenerateResponse,
-)
+from ditcast.v1.diffusion_service_pb2 import CancelGenerationRequest
 from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState
+from ditcast_client.attachment import Attachment
 from ditcast_client.errors import DataLoss, DitcastError, from_rpc_error, left_early
 from ditcast_client.result import EventRecord, Result
 
@@ -36,19 +33,29 @@ class Generation:
 
     `async for event in generation` watches it, and `await generation.result()` gives its result,
     with or without a watcher. Leaving the loop early, or cancelling the task in it, cancels the
-    generation; as a context manager it is cancelled at the end of the block at the latest.
+    generation; as a context manager it is cancelled at the end of the block at the latest. One that
+    may continue, or that is only watched, is left as it is.
 
     Attributes:
         request_id: The id under which the server knows it.
     """
 
-    def __init__(self, stub: DiffusionServiceAsyncStub, request: GenerateRequest) -> None:
-        self.request_id = request.request_id
+    def __init__(
+        self,
+        stub: DiffusionServiceAsyncStub,
+        attachment: Attachment,
+        *,
+        cancel_on_leave: bool,
+        validate_only: bool = False,
+    ) -> None:
+        self.request_id = attachment.request_id
         self._stub = stub
-        self._request = request
-        self._record = EventRecord(validate_only=request.validate_only)
+        self._attachment = attachment
+        self._cancel_on_leave = cancel_on_leave
+        self._partial = attachment.after_sequence > 0
+        self._record = EventRecord(validate_only=validate_only, partial=self._partial)
         self._begun = False
-        self._running: grpc.aio.UnaryStreamCall[GenerateRequest, GenerateResponse] | None = None
+        self._attached = False
         self._outcome: Result | DitcastError | None = None
         self._ended = asyncio.Event()
 
@@ -65,7 +72,10 @@ class Generation:
 
         Raises:
             DitcastError: The generation did not succeed, or what arrived is not what was made.
+            RuntimeError: It is watched from its middle, and its result has a beginning.
         """
+        if self._partial:
+            raise RuntimeError(f"generation {self.request_id} is not watched from its first event")
         if not self._begun:
             async for _ in self:
                 pass
@@ -87,19 +97,19 @@ class Generation:
         return answer.state
 
     async def close(self) -> None:
-        """Leave the generation: cancel it, unless it has ended."""
+        """Leave the generation: cancel it, unless it has ended, may continue or is only watched."""
         if self._record.finished:
             self._end_with_result()
         else:
             self._end(left_early(self._record.steps_done))
-        call, self._running = self._running, None
-        if call is None:
+        attached, self._attached = self._attached, False
+        if not attached:
             return
-        if not self._record.finished:
+        if not self._record.finished and self._cancel_on_leave:
             # The server may have ended it, or be gone; the reader is leaving either way.
             with contextlib.suppress(DitcastError):
                 await self.cancel()
-        call.cancel()
+        self._attachment.drop()
 
     async def __aenter__(self) -> Self:
         return self
@@ -118,22 +128,22 @@ class Generation:
             return
         if self._begun:
             raise RuntimeError(f"generation {self.request_id} is being watched already")
-        self._begun = True
-        self._running = call = self._stub.Generate(self._request)
+        self._begun = self._attached = True
         try:
-            async for response in call:
-                self._record.take(response.event)
-                yield response.event
-            self._running = None
+            async with contextlib.aclosing(self._attachment.events()) as events:
+                async for event in events:
+                    self._record.take(event)
+                    yield event
+            self._attached = False
             self._end_with_result()
-        except grpc.aio.AioRpcError as err:
-            self._running = None
-            if not self._record.finished:
-                self._end(error := from_rpc_error(err))
-                raise error from err
         except DataLoss as err:
             self._end(err)
             raise
+        except DitcastError as err:
+            self._attached = False
+            if not self._record.finished:
+                self._end(err)
+                raise
         except asyncio.CancelledError:
             # close() from elsewhere ends the call, and gRPC reports that as a cancelled task.
             task = asyncio.current_task()
@@ -144,12 +154,15 @@ class Generation:
         self._raise_failure()
 
     def _end_with_result(self) -> None:
+        if self._partial:
+            self._end(None)
+            return
         try:
             self._end(self._record.result(self.request_id))
         except DataLoss as err:
             self._end(err)
 
-    def _end(self, outcome: Result | DitcastError) -> None:
+    def _end(self, outcome: Result | DitcastError | None) -> None:
         if not self._ended.is_set():
             self._outcome = outcome
             self._ended.set()

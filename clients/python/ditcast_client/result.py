@@ -43,11 +43,15 @@ class Result:
 
 
 class EventRecord:
-    """Gathers what the events of one generation tell, for its result."""
+    """Gathers what the events of one generation tell, for its result.
 
-    def __init__(self, *, validate_only: bool) -> None:
+    From events that begin in the middle (`partial`) it puts no outputs together.
+    """
+
+    def __init__(self, *, validate_only: bool, partial: bool = False) -> None:
         self.steps_done = 0
         self._validate_only = validate_only
+        self._partial = partial
         self._assembly = OutputAssembly()
         self._started: Started | None = None
         self._completed: Completed | None = None
@@ -71,7 +75,7 @@ class EventRecord:
             case "restarted":
                 self.steps_done = 0
                 self._assembly.void()
-            case "output_chunk":
+            case "output_chunk" if not self._partial:
                 self._assembly.take(event.output_chunk)
             case "completed":
                 self._completed = event.completed

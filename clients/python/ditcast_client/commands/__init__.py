@@ -5,6 +5,7 @@ from typing import Final
 
 from ditcast_client.commands.cancel import Cancel
 from ditcast_client.commands.command import Command
+from ditcast_client.commands.configure import Configure
 from ditcast_client.commands.generate import Generate
 from ditcast_client.commands.info import Info
 
@@ -12,4 +13,5 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "generate": Generate(),
     "info": Info(),
     "cancel": Cancel(),
+    "configure": Configure(),
 }

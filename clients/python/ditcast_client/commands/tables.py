@@ -1,4 +1,4 @@
-"""The tables of `ditcast info`."""
+"""The tables of `ditcast info` and `ditcast configure`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ditcast.v1.acceleration_pb2 import Configuration
+from ditcast.v1.acceleration_pb2 import Configuration, Outcome
 from ditcast.v1.capabilities_pb2 import (
     Capabilities,
     IntegerRange,
@@ -21,6 +21,7 @@ from ditcast.v1.capabilities_pb2 import (
     Parameter,
     ParameterType,
 )
+from ditcast.v1.diffusion_service_pb2 import ConfigureResponse
 from ditcast.v1.generation_pb2 import OutputFormat
 from ditcast_client.report import Row, duration_text, rows_of
 
@@ -30,9 +31,6 @@ _PIPE_COLUMNS: Final = 120
 
 def print_tables(capabilities: Capabilities, configuration: Configuration) -> None:
     """Print all that there is to know about a server."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_COLUMNS
     accepted = ("name", "type", "default", "range", "given in")
     tables = (
         _table("Server", ("", ""), _server_rows(capabilities)),
@@ -43,6 +41,22 @@ def print_tables(capabilities: Capabilities, configuration: Configuration) -> No
             f"Configuration, revision {configuration.revision}", ("", ""), rows_of(configuration)
         ),
     )
+    _print(*tables)
+
+
+def print_outcomes(response: ConfigureResponse) -> None:
+    """Print what became, or would become, of each field."""
+    rows = [
+        (each.path, Outcome.Name(each.outcome).removeprefix("OUTCOME_").lower(), each.reason)
+        for each in response.outcomes
+    ]
+    _print(_table("", ("field", "outcome", "reason"), rows))
+
+
+def _print(*tables: Table) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_COLUMNS
     # Captured, because rich itself would end the process with 1 where the reader of a pipe left.
     with console.capture() as capture:
         console.print(*tables, sep="")

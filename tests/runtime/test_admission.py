@@ -1,0 +1,234 @@
+"""What admission foretells and refuses, on measurements that are made up; no ranks, no waiting."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from ditcast_runtime.accepted import Generation, Submission
+from ditcast_runtime.admission import Admission
+from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.errors import CannotMeetDeadline, QueueFull, TooManyBytes
+from ditcast_runtime.estimates import Durations, Estimates
+from ditcast_runtime.events import Event, Queued, RankMemory
+from ditcast_runtime.generation import OutputOptions, Parameters, Priority, SeparateCfg, State
+from ditcast_runtime.messages import Denoising, Ended, Outcome, Step
+from ditcast_runtime.settings import CacheSettings
+
+STEPS = 10
+WHOLE_SECONDS = 1.0 + STEPS * 2.0 + 3.0
+"""As `measure` reports it: preparation, steps of 2 s, decoding."""
+
+
+def generation(
+    side: int = 64,
+    *,
+    timeout: float | None = None,
+    priority: Priority = Priority.NORMAL,
+    true_cfg_scale: float | None = None,
+) -> Generation:
+    """Make one that asks for a square picture."""
+    parameters = Parameters(
+        prompt="a circle",
+        negative_prompt="" if true_cfg_scale else None,
+        width=side,
+        height=side,
+        num_inference_steps=STEPS,
+        guidance_scale=None,
+        true_cfg_scale=true_cfg_scale,
+        seed=1,
+        num_images=1,
+        sigmas=(),
+        pipeline_kwargs={},
+        output=OutputOptions(),
+        cache=CacheSettings(),
+    )
+    submission = Submission(
+        request_id="g",
+        digest=b"",
+        parameters=parameters,
+        revision=1,
+        settle=lambda: (parameters, ()),
+        timeout=timeout,
+        priority=priority,
+    )
+    return Generation(submission, lambda _: None, 10.0, 1)
+
+
+def step(number: int) -> Step:
+    """Report a step of 2 s."""
+    return Step(
+        epoch=1,
+        number=1,
+        step=number,
+        total_steps=STEPS,
+        timestep=1.0,
+        sigma=None,
+        seconds=2.0,
+        transformers=(),
+    )
+
+
+def ended() -> Ended:
+    """Report the end of a generation that came to a result."""
+    return Ended(
+        epoch=1,
+        number=1,
+        rank=0,
+        outcome=Outcome.DONE,
+        steps=STEPS,
+        memory=RankMemory(rank=0, peak_bytes=1, free_bytes=1),
+        denoise_seconds=STEPS * 2.0,
+        decode_seconds=3.0,
+    )
+
+
+def measure(estimates: Estimates, of: Generation, times: int = 1) -> None:
+    """Let generations of one kind run to their end."""
+    for _ in range(times):
+        estimates.taken(0.0)
+        estimates.observe(of, Denoising(epoch=1, number=1, sigmas=(), prepare_seconds=1.0), 1.0)
+        for number in range(1, STEPS + 1):
+            estimates.observe(of, step(number), 1.0 + 2.0 * number)
+        estimates.observe(of, ended(), WHOLE_SECONDS)
+
+
+def news(of: Generation) -> list[Queued]:
+    """Give what its readers were told."""
+    kinds = [entry.kind for entry in of.log._entries if isinstance(entry, Event)]
+    return [kind for kind in kinds if isinstance(kind, Queued)]
+
+
+async def test_nothing_is_foretold_before_anything_ran() -> None:
+    """An estimate without any measurement is none."""
+    estimates = Estimates()
+    assert not estimates.whole(generation().parameters).known
+
+
+async def test_a_kind_that_ran_is_foretold_by_itself() -> None:
+    """Once is a guess, as the first of a kind may be slow; twice is a measurement."""
+    estimates = Estimates()
+    measure(estimates, generation())
+    once = estimates.whole(generation().parameters)
+    assert (once.seconds, once.measured) == (WHOLE_SECONDS, 0.0)
+    measure(estimates, generation())
+    twice = estimates.whole(generation().parameters)
+    assert (twice.seconds, twice.measured) == (WHOLE_SECONDS, WHOLE_SECONDS)
+
+
+async def test_a_kind_that_never_ran_is_guessed_by_its_pixels_and_passes() -> None:
+    """Four times the pixels and two passes: eight times the step, four times the decoding."""
+    estimates = Estimates()
+    estimates.serves(SeparateCfg.TRUE_CFG)
+    measure(estimates, generation(), times=3)
+    guess = estimates.whole(generation(128, true_cfg_scale=4.0).parameters)
+    assert guess.seconds == pytest.approx(1.0 + STEPS * 16.0 + 12.0)
+    assert guess.measured == 0.0
+    assert guess.known
+
+
+async def test_the_running_one_counts_with_what_is_left_of_it() -> None:
+    """Each step, and the time within it, brings its end nearer."""
+    estimates, running = Estimates(), generation()
+    measure(estimates, running, times=2)
+    estimates.taken(100.0)
+    running.state, running.stage = State.RUNNING, "prepare"
+    assert estimates.until_free(running, 100.5).seconds == WHOLE_SECONDS - 0.5
+    denoising = Denoising(epoch=1, number=1, sigmas=(), prepare_seconds=1.0)
+    estimates.observe(running, denoising, 101.0)
+    running.stage = "denoise"
+    assert estimates.until_free(running, 102.0).seconds == pytest.approx(22.0)
+    assert estimates.until_free(running, 200.0).seconds == pytest.approx(21.0)
+    estimates.observe(running, ended(), 130.0)
+    running.stage = "decode"
+    assert estimates.until_free(running, 131.0).seconds == pytest.approx(2.0)
+    assert estimates.until_free(None, 131.0).seconds == 0.0
+    estimates.serving_at = 141.0
+    assert estimates.until_free(None, 131.0).seconds == 10.0
+
+
+async def test_readers_are_told_their_place_and_their_wait() -> None:
+    """A later one of higher priority moves the others back, and they are told so."""
+    admission = Admission(EngineConfig())
+    measure(admission.estimates, generation(), times=2)
+    first, second = generation(), generation()
+    admission.admit(first, None)
+    admission.admit(second, None)
+    assert news(second) == [Queued(position=1, estimated_wait=WHOLE_SECONDS)]
+    high = generation(priority=Priority.HIGH)
+    admission.admit(high, None)
+    assert news(high) == [Queued(position=0, estimated_wait=0.0)]
+    assert news(second)[-1] == Queued(position=2, estimated_wait=2 * WHOLE_SECONDS)
+    assert admission.take() is high
+    [told, moved_back, moved_up] = news(second)
+    assert [told.position, moved_back.position, moved_up.position] == [1, 2, 1]
+
+
+async def test_news_are_no_flood() -> None:
+    """At one place, an estimate is told again when it changes much, and not without end."""
+    admission = Admission(EngineConfig())
+    measure(admission.estimates, generation(), times=2)
+    waiting = generation()
+    admission.admit(waiting, None)
+    for _ in range(10):
+        admission.tell(None)
+    assert len(news(waiting)) == 1
+    for turn in range(1000):
+        admission.estimates.serving_at = float(2**40 * (turn % 2))
+        admission.tell(None)
+    assert 2 < len(news(waiting)) < 40
+
+
+async def test_a_full_queue_says_when_a_place_is_free() -> None:
+    """That is when the running one is likely to end."""
+    admission = Admission(EngineConfig(queue_capacity=1))
+    running = generation()
+    admission.admit(generation(), running)
+    with pytest.raises(QueueFull) as unknown:
+        admission.admit(generation(), running)
+    assert unknown.value.retry_after > timedelta(0)
+    measure(admission.estimates, generation(), times=2)
+    running.state, running.stage = State.RUNNING, "denoise"
+    with pytest.raises(QueueFull) as known:
+        admission.admit(generation(), running)
+    assert timedelta(seconds=20) < known.value.retry_after < timedelta(seconds=24)
+
+
+async def test_bytes_in_flight_are_bounded() -> None:
+    """Pixels count from being accepted to the end, and the refusal says when there is room."""
+    admission = Admission(EngineConfig(max_bytes_in_flight=2 * 64 * 64 * 3))
+    measure(admission.estimates, generation(), times=2)
+    first, second = generation(), generation()
+    admission.admit(first, None)
+    admission.admit(second, None)
+    with pytest.raises(TooManyBytes) as refused:
+        admission.admit(generation(16), None)
+    assert refused.value.retry_after == timedelta(seconds=WHOLE_SECONDS)
+    assert admission.bytes_in_flight == refused.value.bytes_in_flight == refused.value.limit
+    admission.finish(first, None)
+    admission.admit(generation(16), None)
+
+
+async def test_a_limit_that_cannot_be_met_is_refused_by_measurements_alone() -> None:
+    """What was measured of all that is before it counts; guesses never do; close calls may try."""
+    admission = Admission(EngineConfig())
+    measure(admission.estimates, generation())
+    admission.admit(generation(timeout=1.0), None)
+    measure(admission.estimates, generation())
+    admission.tell(None)
+    with pytest.raises(CannotMeetDeadline) as refused:
+        admission.admit(generation(timeout=2 * WHOLE_SECONDS / 1.51), None)
+    assert refused.value.estimate == timedelta(seconds=2 * WHOLE_SECONDS)
+    assert len(admission) == 1
+    admission.admit(generation(timeout=2 * WHOLE_SECONDS / 1.49), None)
+    admission.admit(generation(128, timeout=2 * WHOLE_SECONDS), None)
+
+
+def test_old_kinds_make_room() -> None:
+    """Odd sizes without end cannot fill the memory."""
+    durations = Durations(remembered=4)
+    for kind in range(5000):
+        durations.record(kind, 1.0)
+    assert durations.median(0) is None
+    assert durations.median(4999) == 1.0

@@ -1,0 +1,498 @@
+"""A group's life as a state machine: made-up ranks at the ends of real socketpairs, no real time.
+
+The ranks speak real frames through the real channel; only their processes are made up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.service.fakes import FACTS
+
+from ditcast_runtime import group as group_module
+from ditcast_runtime.channel import RankChannel, ServiceChannel
+from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.events import RankMemory
+from ditcast_runtime.generation import OutputOptions, Parameters
+from ditcast_runtime.group import Group, GroupLost, ReceivedOutput, RunReport
+from ditcast_runtime.member import Member
+from ditcast_runtime.messages import (
+    Alive,
+    Cancel,
+    Denoising,
+    Ended,
+    Failed,
+    FailureKind,
+    Loading,
+    Outcome,
+    Output,
+    Ready,
+    Report,
+    Run,
+    Step,
+    WarmingUp,
+)
+from ditcast_runtime.settings import Acceleration, CacheSettings
+
+ALIVE_TIMEOUT = 3.0
+STEPS = 2
+SIDE = 2
+KILLED = -9
+
+DEATHS = ("killed", "gone", "unnoticed")
+ACCIDENTS = (*DEATHS, "silent", "stuck", "stranger", "no pixels")
+
+ranks = st.integers(0, 2)
+
+PARAMETERS = Parameters(
+    prompt="a circle",
+    negative_prompt=None,
+    width=SIDE,
+    height=SIDE,
+    num_inference_steps=STEPS,
+    guidance_scale=None,
+    true_cfg_scale=None,
+    seed=1,
+    num_images=1,
+    sigmas=(),
+    pipeline_kwargs={},
+    output=OutputOptions(),
+    cache=CacheSettings(),
+)
+
+
+class StandingClock(asyncio.SelectorEventLoop):
+    """A loop whose clock goes on only when it is told to."""
+
+    now = 0.0
+
+    def time(self) -> float:
+        """Give the time as it was set."""
+        return self.now
+
+
+class FakeProcess:
+    """A process that ends when it is told to."""
+
+    pid = 2**22 + 1  # One that no process can have.
+
+    def __init__(self) -> None:
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+
+    def end(self, code: int) -> None:
+        """End it, once."""
+        if self.returncode is None:
+            self.returncode = code
+            self._ended.set()
+
+    async def wait(self) -> int:
+        """Wait for its end."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+
+@dataclass
+class FakeRank:
+    """One rank's end of the channel, and what it has said in the run that goes on."""
+
+    channel: RankChannel
+    end: socket.socket
+    process: FakeProcess
+    script: list[Callable[[], None]] = field(default_factory=list)
+    """What it has still to say before it is through."""
+
+
+class FakeMember(Member):
+    """A member whose process is made up."""
+
+    made: list[FakeRank]
+
+    @classmethod
+    async def spawn(
+        cls,
+        rank: int,
+        threads: int,  # noqa: ARG003 (as the real one)
+        stacks: Path,
+        on_report: Callable[[Report, int | None], None],
+        on_closed: Callable[[str], None],
+    ) -> Member:
+        """Make a rank at the other end of a new socketpair."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        process = FakeProcess()
+        cls.made.append(FakeRank(RankChannel(theirs), theirs, process))
+        channel = ServiceChannel(ours, on_report, on_closed)
+        return cls(rank, cast("asyncio.subprocess.Process", process), channel, stacks)
+
+    def kill(self) -> None:
+        """End the process and close the channel."""
+        cast("FakeProcess", self.process).end(KILLED)
+        self.channel.close()
+
+
+def descriptors() -> int:
+    """Count what this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class GroupMachine(RuleBasedStateMachine):
+    """Ranks that load, run, fail, die, fall silent and say what they must not, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open_before = descriptors()
+        self.loop = StandingClock()
+        self.folder = tempfile.TemporaryDirectory()
+        self.group: Group
+        self.number = 10
+        self.epoch = 6
+
+    @initialize(world_size=st.integers(1, 3))
+    def start(self, world_size: int) -> None:
+        """Begin to start a group."""
+        self.config = config = EngineConfig(
+            world_size=world_size,
+            alive_timeout=ALIVE_TIMEOUT,
+            first_steps_timeout=7.0,
+            decode_timeout=5.0,
+            vote_timeout=2.0,
+        )
+        self.ranks: list[FakeRank] = []
+        FakeMember.made = self.ranks
+        self.lost = 0
+        self.doomed = False
+        """Whether something has happened that no group survives."""
+        self.served = False
+        """Whether all ranks have been ready."""
+        self.said: list[str] = []
+        self.heard: list[str] = []
+        self.run_task: asyncio.Task[None] | None = None
+        self.epoch += 1
+
+        async def make() -> asyncio.Task[Any]:
+            self.group = Group(
+                config,
+                Acceleration(),
+                self.epoch,
+                Path(self.folder.name),
+                json_logs=True,
+                log_level="error",
+                on_warming_up=lambda: None,
+                on_lost=self._count_loss,
+            )
+            return asyncio.create_task(self.group.start())
+
+        self.start_task = self.loop.run_until_complete(make())
+        self._settle()
+        assert len(self.ranks) == world_size
+        for rank, fake in enumerate(self.ranks):
+            loading = Loading(epoch=self.epoch, rank=rank, stage="weights", seconds=0.1)
+            warming = WarmingUp(epoch=self.epoch, rank=rank)
+            ready = Ready(epoch=self.epoch, rank=rank, facts=FACTS, seconds=0.1)
+            self._to_say(fake, loading, warming, ready)
+
+    def teardown(self) -> None:
+        """Killed, a group leaves no descriptor, no task and no process."""
+        try:
+            self._bury()
+        finally:
+            self.loop.close()
+            self.folder.cleanup()
+        assert descriptors() == self.open_before
+
+    def _bury(self) -> None:
+        if not hasattr(self, "group"):
+            return
+        self.loop.run_until_complete(self.group.kill())
+        for task in (self.start_task, self.run_task):
+            if task is not None:
+                task.cancel()
+        self._settle()
+        assert not asyncio.all_tasks(self.loop)
+        assert self.group._timer is None
+        for rank in self.ranks:
+            assert rank.process.returncode is not None
+            rank.end.close()
+        assert self.lost == int(self.doomed)
+
+    @precondition(lambda self: self.doomed)
+    @rule()
+    def replace(self) -> None:
+        """A lost group is killed whole, and another takes its place."""
+        self._bury()
+        self.start(self.config.world_size)
+
+    def _count_loss(self) -> None:
+        self.lost += 1
+
+    def _settle(self) -> None:
+        """Let everything happen that can happen now."""
+
+        async def some_turns() -> None:
+            for _ in range(12):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(some_turns())
+
+    def _to_say(self, rank: FakeRank, *reports: Report) -> None:
+        for report in reports:
+            rank.script.append(lambda report=report: rank.channel.send(report))  # type: ignore[misc]
+
+    @property
+    def idle(self) -> bool:
+        """Whether all ranks serve and none runs."""
+        return self.started and not self.doomed and (self.run_task is None or self.run_task.done())
+
+    @property
+    def started(self) -> bool:
+        """Whether all ranks have said that they are ready."""
+        return self.start_task.done() and self.start_task.exception() is None
+
+    @property
+    def running(self) -> bool:
+        """Whether a generation is under way."""
+        return self.run_task is not None and not self.run_task.done()
+
+    @precondition(lambda self: not self.doomed and any(rank.script for rank in self.ranks))
+    @rule(order=st.lists(ranks, min_size=1, max_size=12))
+    def go_on(self, order: list[int]) -> None:
+        """Ranks say what comes next, each its own, in any order."""
+        for rank in order:
+            able = [each for each in self.ranks if each.script]
+            if able:
+                able[rank % len(able)].script.pop(0)()
+                self._settle()
+        self.served = self.served or self.started
+
+    @precondition(lambda self: self.idle)
+    @rule(outcomes=st.lists(st.booleans(), min_size=3, max_size=3))
+    def run(self, outcomes: list[bool]) -> None:
+        """Give the ranks a generation; some of them may fail in it."""
+        self.number += 1
+        self.said, self.heard = [], []
+        command = Run(epoch=self.epoch, number=self.number, request_id="g", parameters=PARAMETERS)
+
+        async def follow() -> None:
+            async for report in self.group.run(command, None):
+                self._hear(report)
+
+        async def begin() -> asyncio.Task[None]:
+            return asyncio.create_task(follow())
+
+        self.run_task = self.loop.run_until_complete(begin())
+        self._settle()
+        for rank, fake in enumerate(self.ranks):
+            self._script(rank, fake, fails=outcomes[rank])
+
+    def _script(self, rank: int, fake: FakeRank, *, fails: bool) -> None:
+        about = {"epoch": self.epoch, "number": self.number}
+        reports: list[Report] = []
+        if rank == 0:
+            reports.append(Denoising(**about, sigmas=(1.0,), prepare_seconds=0.1))
+            reports += [self._step(step) for step in range(1, STEPS + 1)]
+        if fails:
+            reports.append(self._failed(rank))
+        for report in reports:
+            fake.script.append(lambda report=report: self._send(rank, report))  # type: ignore[misc]
+        if rank == 0 and not fails:
+            fake.script.append(self._send_output)
+        fake.script.append(lambda: self._send(rank, self._ended(rank, self.number)))
+
+    def _step(self, step: int, number: int | None = None) -> Step:
+        return Step(
+            epoch=self.epoch,
+            number=self.number if number is None else number,
+            step=step,
+            total_steps=STEPS,
+            timestep=1.0,
+            sigma=None,
+            seconds=0.1,
+            transformers=(),
+        )
+
+    def _failed(self, rank: int) -> Failed:
+        return Failed(
+            epoch=self.epoch,
+            number=self.number,
+            rank=rank,
+            step=STEPS,
+            kind=FailureKind.FAILED,
+            error_type="RuntimeError",
+            message="no",
+        )
+
+    def _ended(self, rank: int, number: int) -> Ended:
+        return Ended(
+            epoch=self.epoch,
+            number=number,
+            rank=rank,
+            outcome=Outcome.DONE,
+            steps=STEPS,
+            memory=RankMemory(rank=rank, peak_bytes=1, free_bytes=1),
+            denoise_seconds=0.2,
+            decode_seconds=0.1,
+        )
+
+    def _send(self, rank: int, report: Report) -> None:
+        self.said.append(f"{type(report).__name__} of {rank}")
+        self.ranks[rank].channel.send(report)
+
+    def _send_output(self, number: int | None = None) -> None:
+        current = number is None
+        pixels = os.memfd_create("test-output", os.MFD_CLOEXEC)
+        output = Output(
+            epoch=self.epoch,
+            number=self.number if number is None else number,
+            count=1,
+            width=SIDE,
+            height=SIDE,
+        )
+        self.ranks[0].channel.send(output, pixels)
+        os.close(pixels)
+        if current:
+            self.said.append("Output of 0")
+
+    def _hear(self, report: RunReport) -> None:
+        if isinstance(report, ReceivedOutput):
+            os.close(report.descriptor)
+            self.heard.append("Output of 0")
+        else:
+            self.heard.append(f"{type(report).__name__} of {getattr(report, 'rank', 0)}")
+
+    @precondition(lambda self: self.running and not self.doomed)
+    @rule()
+    def cancel(self) -> None:
+        """A cancel reaches rank 0 while the generation runs, and changes nothing else."""
+        while self.ranks[0].channel.receive(0) is not None:
+            pass
+        self.group.cancel(self.number + 1)
+        self.group.cancel(self.number)
+        assert self.ranks[0].channel.receive(0) == Cancel(epoch=self.epoch, number=self.number)
+        assert self.ranks[0].channel.receive(0) is None
+
+    @precondition(lambda self: self.started and not self.doomed)
+    @rule(rank=ranks, kind=st.sampled_from(["step", "ended", "output"]))
+    def say_something_late(self, rank: int, kind: str) -> None:
+        """A report about a run that is over is dropped, and so are its pixels."""
+        fake = self.ranks[rank % len(self.ranks)]
+        number = self.number - 1
+        match kind:
+            case "step":
+                fake.channel.send(self._step(1, number))
+            case "ended":
+                fake.channel.send(self._ended(rank % len(self.ranks), number))
+            case _:
+                self._send_output(number)
+        self._settle()
+
+    @precondition(lambda self: not self.doomed)
+    @rule(what=st.sampled_from(ACCIDENTS), rank=ranks)
+    def suffer(self, what: str, rank: int) -> None:
+        """An accident: one rule for all, so that most of what happens goes well."""
+        rank %= len(self.ranks)
+        match what:
+            case _ if what in DEATHS:
+                self._die(rank, what)
+            case "silent" if self.started:
+                self._stay_alive(ALIVE_TIMEOUT + 3, without=rank)
+            case "stuck" if self.running:
+                self._stay_alive(max(self.config.first_steps_timeout, 1) + 2)
+            case "stranger":
+                # Whoever is of another group has no business here.
+                self.ranks[rank].channel.send(Alive(epoch=self.epoch - 1, rank=rank))
+            case "no pixels" if self.running:
+                output = Output(
+                    epoch=self.epoch, number=self.number, count=1, width=SIDE, height=SIDE
+                )
+                self.ranks[0].channel.send(output)
+            case _:
+                return
+        self._settle()
+        self.doomed = True
+        self._check_loss()
+        if rank != 0 or what not in DEATHS:
+            # Nobody hears this any more, and its descriptor must not be left either.
+            self._send_output(self.number)
+            self._settle()
+
+    def _die(self, rank: int, how: str) -> None:
+        """End a rank; its exit code may be late, or never come."""
+        fake = self.ranks[rank]
+        fake.end.shutdown(socket.SHUT_RDWR)
+        if how != "unnoticed":
+            fake.process.end(KILLED if how == "killed" else 1)
+        self._settle()
+        self._pass_time(2.0)
+
+    def _stay_alive(self, seconds: float, without: int | None = None) -> None:
+        """Let time pass in which nothing comes but signs of life, of all but one perhaps."""
+        until = self.loop.now + seconds
+        while self.loop.now < until and not self.lost:
+            for rank, fake in enumerate(self.ranks):
+                if rank != without:
+                    fake.channel.send(Alive(epoch=self.epoch, rank=rank))
+            self._settle()
+            self._pass_time(1.0)
+
+    def _pass_time(self, seconds: float) -> None:
+        self.loop.now += seconds
+        self._settle()
+
+    def _check_loss(self) -> None:
+        """Whoever waits for the group is told, with the reason; nobody waits for ever."""
+        assert self.group.explanation
+        for task in (self.start_task, self.run_task):
+            if task is None:
+                continue
+            assert task.done()
+            failure = task.exception()
+            if task is self.run_task and self._all_through:
+                assert failure is None
+            elif task is self.run_task or not self.served:
+                assert isinstance(failure, GroupLost)
+                assert failure.explanation == self.group.explanation
+
+    @property
+    def _all_through(self) -> bool:
+        return sum(name.startswith("Ended") for name in self.heard) == len(self.ranks)
+
+    @invariant()
+    def it_is_lost_at_most_once(self) -> None:
+        """It is lost when something happened that costs a group, and only once."""
+        assert self.lost == int(self.doomed)
+
+    @invariant()
+    def all_is_heard_in_order(self) -> None:
+        """What the ranks say of the run is given on, all of it and in order."""
+        assert self.heard == self.said
+
+    @invariant()
+    def a_run_ends_with_its_last_rank(self) -> None:
+        """A run goes on until each rank is through, and no longer."""
+        if self.run_task is None or self.doomed:
+            return
+        assert self.run_task.done() == self._all_through
+
+
+TestGroup = GroupMachine.TestCase
+TestGroup.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fake_members() -> Any:  # noqa: ANN401 (an iterator)
+    """Put made-up ranks in the place of processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group_module, "Member", FakeMember)
+        yield
