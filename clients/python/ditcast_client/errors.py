@@ -18,6 +18,9 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN: Final = "ditcast"
 """Domain of the ErrorInfo in every status that comes from the server itself."""
 
+LEFT_EARLY: Final = "LEFT_EARLY"
+"""Reason of the one Cancelled that no server sent: the reader itself left."""
+
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 _DETAIL_TYPES: Final[tuple[type[Message], ...]] = (
     error_details_pb2.ErrorInfo,
@@ -287,7 +290,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> DitcastError:
 def left_early(steps_done: int) -> Cancelled:
     """Give the error of a generation that its reader left after so many steps."""
     info = error_details_pb2.ErrorInfo(
-        domain=DOMAIN, reason="LEFT_EARLY", metadata={"steps_done": str(steps_done)}
+        domain=DOMAIN, reason=LEFT_EARLY, metadata={"steps_done": str(steps_done)}
     )
     return Cancelled(
         grpc.StatusCode.CANCELLED,

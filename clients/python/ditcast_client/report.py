@@ -116,7 +116,9 @@ def warning_text(warning: Warning) -> str:
 
 def restarted_text(restarted: Restarted) -> str:
     """Say why a generation begins again."""
-    return f"{restarted.reason} (run {restarted.attempt} of {restarted.max_attempts})"
+    # One that the client began anew has no end that it knows of.
+    most = f" of {restarted.max_attempts}" if restarted.max_attempts else ""
+    return f"{restarted.reason} (run {restarted.attempt}{most})"
 
 
 def state_word(state: GenerationState.ValueType) -> str:
@@ -131,7 +133,11 @@ def decision_word(decision: CacheDecision.ValueType) -> str:
 
 def duration_text(duration: Duration) -> str:
     """Give a duration with as many digits as are of use."""
-    seconds = duration.ToTimedelta().total_seconds()
+    return seconds_text(duration.ToTimedelta().total_seconds())
+
+
+def seconds_text(seconds: float) -> str:
+    """Give seconds with as many digits as are of use."""
     if seconds >= _MINUTE:
         return f"{seconds // _MINUTE:.0f} min {seconds % _MINUTE:.0f} s"
     if seconds >= 1 or not seconds:

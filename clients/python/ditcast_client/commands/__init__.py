@@ -8,10 +8,14 @@ from ditcast_client.commands.command import Command
 from ditcast_client.commands.configure import Configure
 from ditcast_client.commands.generate import Generate
 from ditcast_client.commands.info import Info
+from ditcast_client.commands.listing import List
+from ditcast_client.commands.watch import Watch
 
 COMMANDS: Final[Mapping[str, Command]] = {
     "generate": Generate(),
     "info": Info(),
+    "list": List(),
+    "watch": Watch(),
     "cancel": Cancel(),
     "configure": Configure(),
 }

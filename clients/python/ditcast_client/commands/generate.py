@@ -13,11 +13,11 @@ from google.protobuf import json_format
 
 from ditcast.v1.acceleration_pb2 import CacheConfig
 from ditcast.v1.diffusion_service_pb2 import GenerateRequest
-from ditcast.v1.generation_pb2 import OutputFormat, OutputOptions, Priority
+from ditcast.v1.generation_pb2 import DisconnectPolicy, OutputFormat, OutputOptions, Priority
 from ditcast_client import exits
 from ditcast_client.client import Client
 from ditcast_client.commands.command import UsageError, add_address
-from ditcast_client.commands.output_files import FORMATS, resolve, save
+from ditcast_client.commands.output_files import FORMATS, resolve, write
 from ditcast_client.fields import GenerateFields, request_from
 from ditcast_client.interrupt import cancelling_on_interrupt
 from ditcast_client.result import Result
@@ -27,6 +27,10 @@ _PRIORITIES: Final = {
     "low": Priority.PRIORITY_LOW,
     "normal": Priority.PRIORITY_NORMAL,
     "high": Priority.PRIORITY_HIGH,
+}
+_POLICIES: Final = {
+    "cancel": DisconnectPolicy.DISCONNECT_POLICY_CANCEL,
+    "continue": DisconnectPolicy.DISCONNECT_POLICY_CONTINUE,
 }
 _PLAIN_FIELDS: Final = (
     "request_id",
@@ -60,7 +64,7 @@ class Generate:
         view = choose_view(options.address, as_json=options.json)
         with view:
             result = asyncio.run(_generate(options.address, request, view))
-            view.finish(result, _save(result, path))
+            view.finish(result, write(result.outputs, path))
         return exits.DONE
 
 
@@ -79,6 +83,8 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
     for name in _PLAIN_FIELDS:
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
+    if options.on_disconnect is not None:
+        fields["on_disconnect"] = _POLICIES[options.on_disconnect]
     if options.pipeline_kwargs is not None:
         fields["pipeline_kwargs"] = _json_object(options.pipeline_kwargs)
     if options.cache is not None:
@@ -97,13 +103,6 @@ async def _generate(address: str, request: GenerateRequest, view: View) -> Resul
             async for event in generation:
                 view.show(event)
         return await generation.result()
-
-
-def _save(result: Result, path: Path) -> list[Path]:
-    try:
-        return save(result.outputs, path)
-    except OSError as err:
-        raise UsageError(f"cannot write {err.filename}: {err.strerror}") from err
 
 
 def _json_object(text: str) -> dict[str, object]:
@@ -163,6 +162,11 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="its time limit")
     parser.add_argument("--priority", choices=_PRIORITIES, default="normal")
     parser.add_argument("--request-id", metavar="ID", help="idempotency key (default: a new one)")
+    parser.add_argument(
+        "--on-disconnect",
+        choices=_POLICIES,
+        help="whether it goes on when this command is gone, to be watched later (Ctrl-C cancels)",
+    )
     parser.add_argument(
         "--validate-only", action="store_true", help="check and resolve, generate nothing"
     )

@@ -1,9 +1,10 @@
-"""The tables of `ditcast info` and `ditcast configure`."""
+"""The tables of `ditcast info`, `ditcast configure` and `ditcast list`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -22,8 +23,8 @@ from ditcast.v1.capabilities_pb2 import (
     ParameterType,
 )
 from ditcast.v1.diffusion_service_pb2 import ConfigureResponse
-from ditcast.v1.generation_pb2 import OutputFormat
-from ditcast_client.report import Row, duration_text, rows_of
+from ditcast.v1.generation_pb2 import GenerationSummary, OutputFormat
+from ditcast_client.report import Row, duration_text, rows_of, seconds_text, state_word
 
 _PIPE_COLUMNS: Final = 120
 """Width of tables on a pipe, which has none of its own."""
@@ -53,6 +54,12 @@ def print_outcomes(response: ConfigureResponse) -> None:
     _print(_table("", ("field", "outcome", "reason"), rows))
 
 
+def print_list(generations: Sequence[GenerationSummary]) -> None:
+    """Print a line for each generation."""
+    columns = ("id", "state", "steps", "created", "took", "readers", "revision")
+    _print(_table("", columns, map(_generation, generations)))
+
+
 def _print(*tables: Table) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -65,7 +72,7 @@ def _print(*tables: Table) -> None:
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table(
-        title=title,
+        title=title or None,
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
@@ -76,6 +83,25 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]
     for row in rows:
         table.add_row(*map(Text, row))
     return table
+
+
+def _generation(summary: GenerationSummary) -> tuple[str, ...]:
+    state = state_word(summary.state)
+    if summary.position:
+        state += f", {summary.position} before it"
+    created = summary.create_time.ToDatetime(UTC)
+    took = ""
+    if summary.HasField("end_time"):
+        took = seconds_text((summary.end_time.ToDatetime(UTC) - created).total_seconds())
+    return (
+        summary.request_id,
+        state,
+        f"{summary.step}/{summary.total_steps}",
+        created.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+        took,
+        str(summary.readers),
+        str(summary.configuration_revision or ""),
+    )
 
 
 def _server_rows(capabilities: Capabilities) -> Iterator[Row]:
