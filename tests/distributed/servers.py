@@ -34,8 +34,8 @@ _STACK_LINES = 80
 class Server:
     """A server on a Unix socket, and wherever `flags` say; made by `launch`, ended by `stop`."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
-        """Launch it; `wait_serving` returns once it serves."""
+    def __init__(self, folder: Path, *flags: str, faults: bool = False) -> None:
+        """Launch it, with injected faults where they are asked for; then `wait_serving`."""
         self.mark = uuid.uuid4().hex
         self.folder = folder / self.mark[:8]
         self.scratch = self.folder / "tmp"
@@ -51,7 +51,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=self._environment(),
+                env=self._environment() | (self._faulty() if faults else {}),
             )
         self._said = ""
         self._terminated = False
@@ -171,6 +171,12 @@ class Server:
             "PYTHONFAULTHANDLER": "1",
         }
 
+    def _faulty(self) -> dict[str, str]:
+        runs = self.folder / "runs"
+        runs.mkdir()
+        path = [str(Path(__file__).with_name("faults")), os.environ.get("PYTHONPATH", "")]
+        return {"PYTHONPATH": os.pathsep.join(filter(None, path)), "FAULT_RUNS": str(runs)}
+
     def _marked(self, process: psutil.Process) -> bool:
         try:
             return (
@@ -181,9 +187,9 @@ class Server:
             return False
 
 
-def serve(folder: Path, *flags: str) -> Server:
+def serve(folder: Path, *flags: str, faults: bool = False) -> Server:
     """Start a server and wait until it serves."""
-    server = Server(folder, *flags)
+    server = Server(folder, *flags, faults=faults)
     try:
         server.wait_serving()
     except BaseException:
@@ -203,7 +209,9 @@ class MortalServers:
         """Give a server of so many ranks that serves."""
         server = self.started.get(world_size)
         if server is None or not server.alive:
-            server = serve(self._folder, "--world-size", str(world_size))
+            # One attempt: what it takes for a generation to end with its ranks.
+            flags = ("--world-size", str(world_size), "--max-attempts", "1")
+            server = serve(self._folder, *flags)
             self.started[world_size] = server
         return server
 

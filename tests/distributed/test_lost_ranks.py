@@ -42,7 +42,7 @@ async def _follow_health(server: Server, name: str, seen: Seen, enough: list[int
 async def test_a_killed_rank_costs_the_running_generation_and_nothing_else(
     rank: int, mortals: MortalServers
 ) -> None:
-    """It ends UNAVAILABLE with a time to retry; the queue is served by a fresh group."""
+    """With no attempt left it ends UNAVAILABLE with a time to retry; a fresh group takes over."""
     server = mortals.get(2)
     async with server.client() as client, stub_of(server.address) as stub:
         before = await picture(client)

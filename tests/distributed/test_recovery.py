@@ -9,15 +9,25 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.distributed.generations import Ending, ending, fields, kinds, picture, stub_of, watched
+from tests.distributed.generations import (
+    Ending,
+    ending,
+    fields,
+    kinds,
+    picture,
+    read_to_failure,
+    stub_of,
+    watched,
+)
 from tests.distributed.servers import Server, serve
 
-from ditcast.v1.diffusion_service_pb2 import GenerateRequest
 from ditcast.v1.generation_pb2 import GenerationEvent
+from ditcast_client.fields import request_from
 
 SEED = 11
 
@@ -45,17 +55,10 @@ def fault(place: str, kind: str, ranks: str, step: int = 2, times: int = 1) -> s
 
 async def refused(server: Server, request_id: str) -> tuple[list[GenerationEvent], Ending]:
     """Run a generation that ends with a status; give its events and the status."""
-    events: list[GenerationEvent] = []
-
-    async def read() -> None:
-        async with stub_of(server.address) as stub:
-            request = GenerateRequest(request_id=request_id, **fields(seed=SEED))
-            async for response in stub.Generate(request):
-                events.append(response.event)  # noqa: PERF401 - what came before the error counts
-
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await read()
-    return events, ending(error.value)
+    async with stub_of(server.address) as stub:
+        call = stub.Generate(request_from(fields(seed=SEED, request_id=request_id)))
+        events, error = await read_to_failure(call)
+    return events, ending(error)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ async def test_the_queue_is_untouched_and_health_says_what_is_true(faulty: Serve
     seen: list[int] = []
     async with grpc.aio.insecure_channel(faulty.address) as channel, faulty.client() as client:
         await picture(client)
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
 
         async def watch() -> None:
             async for answer in stub.Watch(health_pb2.HealthCheckRequest(service="")):
@@ -184,4 +187,4 @@ async def test_a_cancel_during_a_restart_ends_it(faulty: Server) -> None:
             if event.WhichOneof("kind") == "restarted":
                 break
         assert len(await picture(client)) > 0
-    assert (faulty.ended(request_id) or {})["state"] == "cancelled"
+    assert (await faulty.ended(request_id))["state"] == "cancelled"

@@ -27,10 +27,7 @@ from tests.distributed.servers import Server
 from ditcast.v1.acceleration_pb2 import CacheConfig, DBCache, DBPrune
 from ditcast.v1.diffusion_service_pb2 import (
     CancelGenerationRequest,
-    ConfigureRequest,
     GenerateRequest,
-    ListGenerationsRequest,
-    WatchGenerationRequest,
 )
 from ditcast.v1.generation_pb2 import OutputOptions
 from ditcast_client import Client
@@ -177,22 +174,6 @@ async def test_resource_exhausted_when_the_queue_is_full(server_other: Server) -
     assert refused.has(error_details_pb2.QuotaFailure)
     async with server_other.client() as client:
         assert (await client.generate(fourth).result()).outputs
-
-
-async def test_unimplemented_for_what_comes_later(server_one: Server) -> None:
-    """RPCs of later versions are refused by name, not ignored."""
-    async with stub_of(server_one.address) as stub:
-        calls = (
-            ("WatchGeneration", stub.WatchGeneration(WatchGenerationRequest()).read),
-            ("ListGenerations", lambda: stub.ListGenerations(ListGenerationsRequest())),
-            ("Configure", lambda: stub.Configure(ConfigureRequest())),
-        )
-        for name, call in calls:
-            with pytest.raises(grpc.aio.AioRpcError) as error:
-                await call()
-            refused = ending(error.value)
-            assert refused.code is grpc.StatusCode.UNIMPLEMENTED
-            assert refused.info.metadata["rpc"] == name
 
 
 async def test_deadline_exceeded_when_the_timeout_passes(server_one: Server) -> None:

@@ -15,6 +15,7 @@ alone cannot hold.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
@@ -27,7 +28,8 @@ REFUSED_BY_RANK_ONE = 0.987654
 def _install() -> None:
     import torch
 
-    from ditcast_runtime import acceleration, execution
+    acceleration: Any = importlib.import_module("ditcast_runtime.acceleration")
+    execution: Any = importlib.import_module("ditcast_runtime.execution")
 
     run = execution.Execution.run
     vote = execution.Execution._vote
@@ -97,11 +99,11 @@ def _install() -> None:
         _between_collectives(strike, self.pipe)
         return decisions(self, arguments, watcher)
 
-    execution.Execution.run = faulty_run  # type: ignore[method-assign]
-    execution.Execution._vote = faulty_vote  # type: ignore[method-assign]
-    execution.Execution.step_ended = faulty_step  # type: ignore[method-assign]
-    execution.Pipeline.prepare = faulty_prepare  # type: ignore[method-assign]
-    execution.Pipeline.run = faulty_pipeline  # type: ignore[method-assign]
+    execution.Execution.run = faulty_run
+    execution.Execution._vote = faulty_vote
+    execution.Execution.step_ended = faulty_step
+    execution.Pipeline.prepare = faulty_prepare
+    execution.Pipeline.run = faulty_pipeline
 
     switch = acceleration.Accelerator.switch
 
@@ -111,7 +113,7 @@ def _install() -> None:
         if threshold == REFUSED_BY_RANK_ONE and torch.distributed.get_rank() == 1:
             raise RuntimeError("injected")
 
-    acceleration.Accelerator.switch = faulty_switch  # type: ignore[method-assign]
+    acceleration.Accelerator.switch = faulty_switch
 
 
 def _between_collectives(strike: Any, pipe: Any) -> None:
