@@ -28,7 +28,18 @@ FIGURES = {
     },
 }
 KEYS = {
-    *("part", "name", "title", "unit", "world_size", "threads", "count", "target", "met", "note"),
+    *(
+        "part",
+        "name",
+        "title",
+        "unit",
+        "world_size",
+        "threads",
+        "count",
+        "target",
+        "verdict",
+        "note",
+    ),
     *("median", "median_low", "median_high"),
     *("minimum", "lower_quartile", "upper_quartile", "maximum"),
 }
