@@ -38,9 +38,13 @@ class Figure:
     note: str
 
     @property
-    def met(self) -> bool | None:
-        """Whether the median is within the target; None without one."""
-        return None if self.target is None else self.median <= self.target
+    def verdict(self) -> str:
+        """Say whether the target is met, as far as the interval decides it; empty without one."""
+        if self.target is None:
+            return ""
+        if self.median_high <= self.target:
+            return "met"
+        return "missed" if self.median_low > self.target else "undecided"
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ async def _running(arguments: list[str], threads: int, folder: Path) -> AsyncIte
             stderr=log,
             env=environment(threads),
             cwd=Path(__file__).parent.parent,
-            # As the ranks have: Linux shares busy cores among sessions, not among processes.
+            # As the ranks have: Linux shares busy cores among Unix sessions (autogroup).
             start_new_session=True,
         )
     try:

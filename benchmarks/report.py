@@ -18,7 +18,7 @@ FORMAT = 1
 
 def write(path: Path, facts: dict[str, object], figures: Sequence[Figure]) -> None:
     """Store a run: all of it as JSON, and its table as Markdown beside that."""
-    listed = [asdict(figure) | {"met": figure.met} for figure in figures]
+    listed = [asdict(figure) | {"verdict": figure.verdict} for figure in figures]
     content = {"format": FORMAT} | facts | {"figures": listed}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
@@ -36,11 +36,12 @@ def show(console: Console, figures: Sequence[Figure]) -> None:
             table.add_row()
         part = figure.part
         *cells, target = _row(figure)
-        colour = {True: "green", False: "red", None: "default"}[figure.met]
+        colour = _COLOURS.get(figure.verdict, "default")
         table.add_row(*cells, f"[{colour}]{target}[/]")
     console.print(table)
 
 
+_COLOURS = {"met": "green", "missed": "red", "undecided": "yellow"}
 _COLUMNS = ("figure", "ranks", "median", "unit", "95 % interval", "min to max", "n", "target")
 
 
@@ -77,7 +78,7 @@ def _range(low: float, high: float) -> str:
 def _target(figure: Figure) -> str:
     if figure.target is None:
         return ""
-    return f"{figure.target:g} {'met' if figure.met else 'missed'}"
+    return f"{figure.target:g} {figure.verdict}"
 
 
 def _number(value: float) -> str:

@@ -29,7 +29,18 @@ FIGURES = {
     "changes": {"configure_live_1", "gap_1", "restart_ratio_1"},
 }
 KEYS = {
-    *("part", "name", "title", "unit", "world_size", "threads", "count", "target", "met", "note"),
+    *(
+        "part",
+        "name",
+        "title",
+        "unit",
+        "world_size",
+        "threads",
+        "count",
+        "target",
+        "verdict",
+        "note",
+    ),
     *("median", "median_low", "median_high"),
     *("minimum", "lower_quartile", "upper_quartile", "maximum"),
 }

@@ -16,6 +16,7 @@ from tests.distributed.generations import (
     picture,
     read_to_failure,
     stub_of,
+    unmeasured,
     watch_until,
 )
 from tests.distributed.servers import Server
@@ -33,7 +34,7 @@ from ditcast_client.fields import request_from
 async def test_an_rpc_deadline_frees_the_ranks(name: str, request: pytest.FixtureRequest) -> None:
     """When the caller's time is up the generation ends for all its readers, and the next runs."""
     server: Server = request.getfixturevalue(name)
-    asked = request_from(fields(request_id=f"late-{name}", num_inference_steps=FOR_EVER))
+    asked = request_from(unmeasured(request_id=f"late-{name}", num_inference_steps=FOR_EVER))
     async with stub_of(server.address) as stub, server.client() as client:
         timed = stub.Generate(asked, timeout=3.0)
         await timed.read()

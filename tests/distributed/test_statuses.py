@@ -20,6 +20,7 @@ from tests.distributed.generations import (
     other_fields,
     picture,
     stub_of,
+    unmeasured,
     watch_until,
 )
 from tests.distributed.servers import Server
@@ -178,7 +179,7 @@ async def test_resource_exhausted_when_the_queue_is_full(server_other: Server) -
 
 async def test_deadline_exceeded_when_the_timeout_passes(server_one: Server) -> None:
     """The request's own time limit ends it, and says how far it came."""
-    request = request_from(fields(num_inference_steps=FOR_EVER))
+    request = request_from(unmeasured(num_inference_steps=FOR_EVER))
     request.timeout.FromMilliseconds(700)
     refused = await _refused(server_one, request)
     assert refused.code is grpc.StatusCode.DEADLINE_EXCEEDED
