@@ -9,142 +9,49 @@ import asyncio
 import os
 import socket
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.runtime.fake_ranks import (
+    KILLED,
+    PARAMETERS,
+    STEPS,
+    FakeMember,
+    FakeRank,
+    StandingClock,
+    descriptors,
+    ended,
+    failed,
+    output_of,
+    step,
+)
 from tests.service.fakes import FACTS
 
 from ditcast_runtime import group as group_module
-from ditcast_runtime.channel import RankChannel, ServiceChannel
 from ditcast_runtime.config import EngineConfig
-from ditcast_runtime.events import RankMemory
-from ditcast_runtime.generation import OutputOptions, Parameters
 from ditcast_runtime.group import Group, GroupLost, ReceivedOutput, RunReport
-from ditcast_runtime.member import Member
 from ditcast_runtime.messages import (
     Alive,
     Cancel,
     Denoising,
-    Ended,
-    Failed,
-    FailureKind,
     Loading,
-    Outcome,
-    Output,
     Ready,
     Report,
     Run,
-    Step,
     WarmingUp,
 )
-from ditcast_runtime.settings import Acceleration, CacheSettings
+from ditcast_runtime.settings import Acceleration
 
 ALIVE_TIMEOUT = 3.0
-STEPS = 2
-SIDE = 2
-KILLED = -9
 
 DEATHS = ("killed", "gone", "unnoticed")
 ACCIDENTS = (*DEATHS, "silent", "stuck", "stranger", "no pixels")
 
 ranks = st.integers(0, 2)
-
-PARAMETERS = Parameters(
-    prompt="a circle",
-    negative_prompt=None,
-    width=SIDE,
-    height=SIDE,
-    num_inference_steps=STEPS,
-    guidance_scale=None,
-    true_cfg_scale=None,
-    seed=1,
-    num_images=1,
-    sigmas=(),
-    pipeline_kwargs={},
-    output=OutputOptions(),
-    cache=CacheSettings(),
-)
-
-
-class StandingClock(asyncio.SelectorEventLoop):
-    """A loop whose clock goes on only when it is told to."""
-
-    now = 0.0
-
-    def time(self) -> float:
-        """Give the time as it was set."""
-        return self.now
-
-
-class FakeProcess:
-    """A process that ends when it is told to."""
-
-    pid = 2**22 + 1  # One that no process can have.
-
-    def __init__(self) -> None:
-        self.returncode: int | None = None
-        self._ended = asyncio.Event()
-
-    def end(self, code: int) -> None:
-        """End it, once."""
-        if self.returncode is None:
-            self.returncode = code
-            self._ended.set()
-
-    async def wait(self) -> int:
-        """Wait for its end."""
-        await self._ended.wait()
-        assert self.returncode is not None
-        return self.returncode
-
-
-@dataclass
-class FakeRank:
-    """One rank's end of the channel, and what it has said in the run that goes on."""
-
-    channel: RankChannel
-    end: socket.socket
-    process: FakeProcess
-    script: list[Callable[[], None]] = field(default_factory=list)
-    """What it has still to say before it is through."""
-
-
-class FakeMember(Member):
-    """A member whose process is made up."""
-
-    made: list[FakeRank]
-
-    @classmethod
-    async def spawn(
-        cls,
-        rank: int,
-        threads: int,  # noqa: ARG003 (as the real one)
-        stacks: Path,
-        on_report: Callable[[Report, int | None], None],
-        on_closed: Callable[[str], None],
-    ) -> Member:
-        """Make a rank at the other end of a new socketpair."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        process = FakeProcess()
-        cls.made.append(FakeRank(RankChannel(theirs), theirs, process))
-        channel = ServiceChannel(ours, on_report, on_closed)
-        return cls(rank, cast("asyncio.subprocess.Process", process), channel, stacks)
-
-    def kill(self) -> None:
-        """End the process and close the channel."""
-        cast("FakeProcess", self.process).end(KILLED)
-        self.channel.close()
-
-
-def descriptors() -> int:
-    """Count what this process has open."""
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class GroupMachine(RuleBasedStateMachine):
@@ -301,49 +208,14 @@ class GroupMachine(RuleBasedStateMachine):
         reports: list[Report] = []
         if rank == 0:
             reports.append(Denoising(**about, sigmas=(1.0,), prepare_seconds=0.1))
-            reports += [self._step(step) for step in range(1, STEPS + 1)]
+            reports += [step(self.epoch, self.number, each) for each in range(1, STEPS + 1)]
         if fails:
-            reports.append(self._failed(rank))
+            reports.append(failed(self.epoch, self.number, rank))
         for report in reports:
             fake.script.append(lambda report=report: self._send(rank, report))  # type: ignore[misc]
         if rank == 0 and not fails:
             fake.script.append(self._send_output)
-        fake.script.append(lambda: self._send(rank, self._ended(rank, self.number)))
-
-    def _step(self, step: int, number: int | None = None) -> Step:
-        return Step(
-            epoch=self.epoch,
-            number=self.number if number is None else number,
-            step=step,
-            total_steps=STEPS,
-            timestep=1.0,
-            sigma=None,
-            seconds=0.1,
-            transformers=(),
-        )
-
-    def _failed(self, rank: int) -> Failed:
-        return Failed(
-            epoch=self.epoch,
-            number=self.number,
-            rank=rank,
-            step=STEPS,
-            kind=FailureKind.FAILED,
-            error_type="RuntimeError",
-            message="no",
-        )
-
-    def _ended(self, rank: int, number: int) -> Ended:
-        return Ended(
-            epoch=self.epoch,
-            number=number,
-            rank=rank,
-            outcome=Outcome.DONE,
-            steps=STEPS,
-            memory=RankMemory(rank=rank, peak_bytes=1, free_bytes=1),
-            denoise_seconds=0.2,
-            decode_seconds=0.1,
-        )
+        fake.script.append(lambda: self._send(rank, ended(self.epoch, self.number, rank)))
 
     def _send(self, rank: int, report: Report) -> None:
         self.said.append(f"{type(report).__name__} of {rank}")
@@ -352,13 +224,7 @@ class GroupMachine(RuleBasedStateMachine):
     def _send_output(self, number: int | None = None) -> None:
         current = number is None
         pixels = os.memfd_create("test-output", os.MFD_CLOEXEC)
-        output = Output(
-            epoch=self.epoch,
-            number=self.number if number is None else number,
-            count=1,
-            width=SIDE,
-            height=SIDE,
-        )
+        output = output_of(self.epoch, self.number if number is None else number)
         self.ranks[0].channel.send(output, pixels)
         os.close(pixels)
         if current:
@@ -390,9 +256,9 @@ class GroupMachine(RuleBasedStateMachine):
         number = self.number - 1
         match kind:
             case "step":
-                fake.channel.send(self._step(1, number))
+                fake.channel.send(step(self.epoch, number, 1))
             case "ended":
-                fake.channel.send(self._ended(rank % len(self.ranks), number))
+                fake.channel.send(ended(self.epoch, number, rank % len(self.ranks)))
             case _:
                 self._send_output(number)
         self._settle()
@@ -413,9 +279,7 @@ class GroupMachine(RuleBasedStateMachine):
                 # Whoever is of another group has no business here.
                 self.ranks[rank].channel.send(Alive(epoch=self.epoch - 1, rank=rank))
             case "no pixels" if self.running:
-                output = Output(
-                    epoch=self.epoch, number=self.number, count=1, width=SIDE, height=SIDE
-                )
+                output = output_of(self.epoch, self.number)
                 self.ranks[0].channel.send(output)
             case _:
                 return
