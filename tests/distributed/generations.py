@@ -91,7 +91,8 @@ def other_fields(**changed: Unpack[GenerateFields]) -> GenerateFields:
 
 def unmeasured(**changed: Unpack[GenerateFields]) -> GenerateFields:
     """Give a request of a size of its own: nothing foretells that its time limit is too short."""
-    return fields(**{**changed, "width": 96, "height": 64})
+    own: GenerateFields = {"width": 96, "height": 64}
+    return {**fields(**changed), **own}
 
 
 async def picture(client: Client, **changed: Unpack[GenerateFields]) -> bytes:
