@@ -92,6 +92,7 @@ async def test_a_cut_at_any_event(
     assert (await generation.result()).outputs[0].data == PICTURE
     assert server.service.rendered == [generation.request_id]
     assert server.service.cancelled == []
+    assert all(watch.after_sequence >= where for watch in server.service.watches)
 
 
 async def test_cuts_at_any_byte(server: Scripted, proxy: Proxy) -> None:
@@ -229,6 +230,15 @@ async def test_patience_ends(server: Scripted, proxy: Proxy) -> None:
             await follow(generation, lambda event: proxy.shut() if event.sequence == 2 else None)
         with pytest.raises(TransportBroken):
             await generation.result()
+
+
+async def test_patience_begins_anew_with_each_event(server: Scripted, proxy: Proxy) -> None:
+    """However often a connection breaks: what counts is how long nothing came."""
+    server.service.script = [
+        item for event in success(PICTURE) for item in (event, Once(BROKEN), Once(BROKEN))
+    ]
+    async with Client(proxy.address, reattach=timedelta(seconds=0.6)) as client:
+        assert (await client.generate(prompt="a red cup").result()).outputs[0].data == PICTURE
 
 
 async def test_leaving_while_out_of_reach_ends_at_once(server: Scripted, proxy: Proxy) -> None:

@@ -73,10 +73,10 @@ async def test_a_cancel_frees_the_ranks_and_ends_its_events(
 
 async def test_the_timeout_of_a_request_is_told_by_type(one: Client) -> None:
     """Our client raises DeadlineExceeded with the steps done; one that waits ends in time too."""
-    async with occupied(one, fields()):
+    async with occupied(one, unmeasured()):
         limit = timedelta(milliseconds=300)
         with pytest.raises(DeadlineExceeded) as ended:
-            await one.generate(**fields(timeout=limit)).result()
+            await one.generate(**fields(width=64, height=112, timeout=limit)).result()
         assert ended.value.steps_done == 0
 
 

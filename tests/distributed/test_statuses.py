@@ -189,6 +189,8 @@ async def test_deadline_exceeded_when_the_timeout_passes(server_one: Server) -> 
 async def test_cancelled_tells_the_other_readers_the_steps_done(server_one: Server) -> None:
     """Who reads a generation that somebody else cancels is told how far it came."""
     request = request_from(fields(request_id="shared", num_inference_steps=FOR_EVER))
+    # As our client asks for by itself: with another window it would be another request.
+    request.reattach_window.FromSeconds(30)
     async with server_one.client() as client:
         running = client.generate(request)
         events = aiter(running)
