@@ -12,6 +12,7 @@ from tests.distributed.generations import (
     fields,
     levels_apart,
     picture,
+    small,
     watched,
 )
 
@@ -94,11 +95,12 @@ async def test_a_mask_decides_the_steps_that_it_names(two: Client) -> None:
 async def test_the_cache_of_one_request_leaves_no_trace(one: Client, two: Client) -> None:
     """Settings that came with a request end with it: the next gets the server's, to the bit."""
     configured = await two.configuration()
-    before = await picture(two, num_inference_steps=12)
-    uncached = await picture(two, num_inference_steps=12, cache=OFF)
+    asked = small(num_inference_steps=12)
+    before = await picture(two, **asked)
+    uncached = await picture(two, **small(num_inference_steps=12, cache=OFF))
     masked = await two.generate(**fields(cache=MASKED)).result()
-    assert await picture(two, num_inference_steps=12) == before != uncached
-    assert levels_apart(uncached, await picture(one, num_inference_steps=12)) <= 1
+    assert await picture(two, **asked) == before != uncached
+    assert levels_apart(uncached, await picture(one, **asked)) <= 1
     assert await two.configuration() == configured
     assert list(masked.started.parameters.cache.db_cache.steps_computation_mask) == list(MASK)
     assert masked.receipt.configuration == configured

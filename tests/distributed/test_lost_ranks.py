@@ -45,7 +45,7 @@ async def test_a_killed_rank_costs_the_running_generation_and_nothing_else(
     """With no attempt left it ends UNAVAILABLE with a time to retry; a fresh group takes over."""
     server = mortals.get(2)
     async with server.client() as client, stub_of(server.address) as stub:
-        before = await picture(client)
+        before = await picture(client, **small())
         seen: Seen = []
         health = asyncio.create_task(
             _follow_health(server, "", seen, [SERVING, NOT_SERVING, SERVING])
@@ -56,8 +56,8 @@ async def test_a_killed_rank_costs_the_running_generation_and_nothing_else(
         running = stub.Generate(asked)
         for _ in range(5):
             await running.read()
-        waiting = [asyncio.create_task(picture(client, seed=seed)) for seed in (5, 6)]
-        queued = client.generate(**fields(seed=7))
+        waiting = [asyncio.create_task(picture(client, **small(seed=seed))) for seed in (5, 6)]
+        queued = client.generate(**small(seed=7))
         queued_events = aiter(queued)
         await watch_until(queued_events, "queued")
         old = server.ranks()
@@ -70,19 +70,19 @@ async def test_a_killed_rank_costs_the_running_generation_and_nothing_else(
         assert ended.has(error_details_pb2.RetryInfo)
         assert f"rank {rank} was killed by SIGKILL" in ended.message
         # While the ranks restart, what is new waits with the rest.
-        waiting.append(asyncio.create_task(picture(client, **small())))
+        waiting.append(asyncio.create_task(picture(client, **small(seed=8))))
         async with asyncio.timeout(START_SECONDS):
             await watch_until(queued_events, "completed")
             first, second, third = await asyncio.gather(*waiting)
             await health
         assert first == before != second
-        assert third == await picture(client, **small())
+        assert third == await picture(client, **small(seed=8))
         assert lively == [SERVING]
         liveness.cancel()
         assert not any(process.is_running() for process in old)
         assert len(server.ranks()) == 2
         # The id that ended UNAVAILABLE is free again.
-        again = request_from(fields(request_id=f"lost-{rank}"))
+        again = request_from(small(request_id=f"lost-{rank}"))
         assert (await client.generate(again).result()).outputs[0].data == before
 
 

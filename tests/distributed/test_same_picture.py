@@ -13,6 +13,7 @@ from tests.distributed.generations import (
     fields,
     levels_apart,
     picture,
+    small,
     watch_until,
 )
 from tests.distributed.servers import serve
@@ -51,7 +52,8 @@ async def test_a_static_step_mask_changes_the_picture(one: Client) -> None:
 async def test_cancels_leave_nothing_behind(ranks: str, one: Client, two: Client) -> None:
     """After a cancel at any step, the next generation is what it was before, to the bit."""
     client = one if ranks == "one" else two
-    before = await picture(client, cache=MASKED)
+    masked = fields(cache=MASKED, true_cfg_scale=1.0)
+    before = await picture(client, **masked)
     for step in (2, 5, LAST):
         steps = LAST if step == LAST else FOR_EVER
         left = client.generate(**fields(num_inference_steps=steps, seed=99))
@@ -62,7 +64,7 @@ async def test_cancels_leave_nothing_behind(ranks: str, one: Client, two: Client
         may_complete = contextlib.suppress(Cancelled) if step == LAST else pytest.raises(Cancelled)
         with may_complete:
             await watch_until(events, "completed")
-        assert await picture(client, cache=MASKED) == before
+        assert await picture(client, **masked) == before
 
 
 async def test_two_ranks_take_prompts_of_any_length(one: Client, two: Client) -> None:
@@ -71,7 +73,7 @@ async def test_two_ranks_take_prompts_of_any_length(one: Client, two: Client) ->
     assert len(words) == 20
     for count in range(1, 21):
         prompt = " ".join(words[:count])
-        asked = fields(prompt=prompt, width=64, height=64, num_inference_steps=2, cache=OFF)
+        asked = small(prompt=prompt, true_cfg_scale=1.0, cache=OFF)
         apart = levels_apart(await picture(one, **asked), await picture(two, **asked))
         assert apart <= 1, f"{count} words"
 
