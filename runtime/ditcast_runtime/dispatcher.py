@@ -75,7 +75,6 @@ class Dispatcher:
         self._number = 0
         self._epoch = 0
         self._served = False
-        self._again: Generation | None = None
         self._losses: deque[float] = deque(maxlen=config.crash_loop_losses)
         self._start_seconds = _UNKNOWN_SECONDS
         self.draining = False
@@ -154,8 +153,7 @@ class Dispatcher:
                 change, self.change = self.change, None
                 await self._apply(group, change)
                 continue
-            generation, self._again = self._again, None
-            generation = generation or self._ledger.take()
+            generation = self._ledger.take()
             if generation is not None or self.draining:
                 return generation
             self._ledger.work.clear()
@@ -212,12 +210,12 @@ class Dispatcher:
             RanksLost: groups are lost again and again, or the first never served.
         """
         failure = RanksLost(group.epoch, lost.explanation, self.start_estimate)
+        self._on_restarting()
         await self._report(group)
         if self._reloading is not None:
             self._give_reload_up(lost.explanation)
             return
-        self._on_restarting()
-        if self._ledger.running is not None and self._again is None:
+        if self._ledger.running is not None:
             self._recover(self._ledger.running, failure)
         now = time.monotonic()
         self._losses.append(now)
@@ -227,8 +225,9 @@ class Dispatcher:
             raise failure from lost
 
     def _recover(self, generation: Generation, unexplained: RanksLost) -> None:
+        """Let it begin again before all others, or end it; nothing runs any more."""
+        self._ledger.running = None
         if generation.state.final:
-            self._ledger.running = None
             return
         attempts = self._config.max_attempts
         failures = self._runner.failures
@@ -236,7 +235,6 @@ class Dispatcher:
         ending = recovery.verdict(generation, failures, world_size, attempts, unexplained)
         if ending is not None:
             self._ledger.end(generation, ending)
-            self._ledger.running = None
             return
         generation.attempt += 1
         generation.steps.clear()
@@ -249,7 +247,7 @@ class Dispatcher:
                 reason=unexplained.explanation,
             )
         )
-        self._again = generation
+        self._ledger.put_back(generation)
 
     async def _report(self, group: Group) -> None:
         report = await group.examine()
