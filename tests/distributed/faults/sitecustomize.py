@@ -15,127 +15,120 @@ alone cannot hold.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 REFUSED_BY_RANK_ONE = 0.987654
+_WITHOUT_STEP = {"prepare", "decode"}
+
+
+class Fault:
+    """What one request id asks this rank for; `current` is that of the generation that runs."""
+
+    current: Fault | None = None
+
+    def __init__(self, execution: Any, request_id: str, rank: int) -> None:
+        _, self.place, self.kind, ranks, step, times, *_ = request_id.split("-")
+        runs = Path(os.environ["FAULT_RUNS"]) / f"{request_id}-{rank}"
+        with runs.open("a") as file:
+            file.write("x")
+        self.active = ranks in {"all", str(rank)} and runs.stat().st_size <= int(times)
+        self.step = int(step)
+        self.execution = execution
+
+    @classmethod
+    def strike(cls, place: str) -> None:
+        """Do what was asked for, if this is the place and the step."""
+        fault = cls.current
+        if fault is None or not fault.active or fault.place != place:
+            return
+        if place in _WITHOUT_STEP or fault.execution.steps + 1 == fault.step:
+            fault.do()
+
+    def do(self) -> None:
+        """Die, stop or fail."""
+        match self.kind:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "memory":
+                raise importlib.import_module("torch").OutOfMemoryError("injected")
+            case _:
+                raise RuntimeError("injected")
+
+
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Put `around(original, *arguments)` in a method's place."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        return around(original, *arguments, **options)
+
+    setattr(owner, name, wrapped)
+
+
+def _before(place: str) -> Callable[..., Any]:
+    def around(original: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        Fault.strike(place)
+        return original(*arguments, **options)
+
+    return around
+
+
+def _run(original: Callable[..., Any], execution: Any) -> None:
+    request_id = execution.command.request_id
+    asked = request_id.startswith("fault-")
+    Fault.current = Fault(execution, request_id, execution._control.rank) if asked else None
+    try:
+        original(execution)
+    finally:
+        Fault.current = None
+
+
+def _vote(original: Callable[..., Any], execution: Any) -> None:
+    original(execution)
+    if execution.prepared and execution._denoise_seconds:
+        Fault.strike("after")
+
+
+def _pipeline(original: Callable[..., Any], pipeline: Any, *arguments: Any) -> Any:
+    """Strike within an attention too, where the other ranks are in a collective, and in the VAE."""
+    pipe = pipeline.pipe
+    if not hasattr(pipe, "_faulty"):
+        pipe._faulty = True
+        block = pipe.transformer.transformer_blocks[1]
+        block.register_forward_pre_hook(lambda *_: Fault.strike("inside"))
+        _wrap(pipe.vae, "decode", _before("decode"))
+    return original(pipeline, *arguments)
+
+
+def _switch(
+    original: Callable[..., Any], accelerator: Any, settings: Any, steps: int, **options: Any
+) -> None:
+    original(accelerator, settings, steps, **options)
+    threshold = getattr(settings.method, "residual_diff_threshold", None)
+    distributed: Any = importlib.import_module("torch.distributed")
+    if threshold == REFUSED_BY_RANK_ONE and distributed.get_rank() == 1:
+        raise RuntimeError("injected")
 
 
 def _install() -> None:
-    import torch
-
     acceleration: Any = importlib.import_module("ditcast_runtime.acceleration")
     execution: Any = importlib.import_module("ditcast_runtime.execution")
-
-    run = execution.Execution.run
-    vote = execution.Execution._vote
-    step_ended = execution.Execution.step_ended
-    prepare = execution.Pipeline.prepare
-    decisions = execution.Pipeline.run
-    current: list[Any] = [None]
-
-    class Fault:
-        """What one request id asks this rank for."""
-
-        def __init__(self, ended: Any, request_id: str, rank: int) -> None:
-            _, self.place, self.kind, ranks, step, times, *_ = request_id.split("-")
-            folder = Path(os.environ["FAULT_RUNS"])
-            runs = folder / f"{request_id}-{rank}"
-            run_number = len(runs.read_text()) + 1 if runs.exists() else 1
-            with runs.open("a") as file:
-                file.write("x")
-            self.active = ranks in {"all", str(rank)} and run_number <= int(times)
-            self.step = int(step)
-            self.execution = ended
-
-        def strike(self, place: str) -> None:
-            """Do it, if this is the place and the step."""
-            here = place == self.place and self.active
-            if not here or (place not in {"prepare", "decode"} and self._step() != self.step):
-                return
-            if self.kind == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.kind == "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            if self.kind == "memory":
-                raise torch.OutOfMemoryError("injected")
-            raise RuntimeError("injected")
-
-        def _step(self) -> int:
-            return int(self.execution.steps) + 1
-
-    def strike(place: str) -> None:
-        if current[0] is not None:
-            current[0].strike(place)
-
-    def faulty_run(self: Any) -> None:
-        request_id = self.command.request_id
-        rank = self._control.rank
-        wanted = request_id.startswith("fault-")
-        current[0] = Fault(self, request_id, rank) if wanted else None
-        try:
-            run(self)
-        finally:
-            current[0] = None
-
-    def faulty_prepare(self: Any, *arguments: Any, **options: Any) -> Any:
-        strike("prepare")
-        return prepare(self, *arguments, **options)
-
-    def faulty_step(self: Any, *arguments: Any) -> None:
-        strike("before")
-        step_ended(self, *arguments)
-
-    def faulty_vote(self: Any) -> None:
-        vote(self)
-        if self.prepared and current[0] is not None and self._denoise_seconds:
-            strike("after")
-
-    def faulty_pipeline(self: Any, arguments: Any, watcher: Any) -> Any:
-        _between_collectives(strike, self.pipe)
-        return decisions(self, arguments, watcher)
-
-    execution.Execution.run = faulty_run
-    execution.Execution._vote = faulty_vote
-    execution.Execution.step_ended = faulty_step
-    execution.Pipeline.prepare = faulty_prepare
-    execution.Pipeline.run = faulty_pipeline
-
-    switch = acceleration.Accelerator.switch
-
-    def faulty_switch(self: Any, settings: Any, *arguments: Any, **options: Any) -> None:
-        switch(self, settings, *arguments, **options)
-        threshold = getattr(settings.method, "residual_diff_threshold", None)
-        if threshold == REFUSED_BY_RANK_ONE and torch.distributed.get_rank() == 1:
-            raise RuntimeError("injected")
-
-    acceleration.Accelerator.switch = faulty_switch
-
-
-def _between_collectives(strike: Any, pipe: Any) -> None:
-    """Strike where the other ranks are in a collective of the pipeline: within an attention."""
-    if getattr(pipe, "_faulty", False):
-        return
-    pipe._faulty = True
-
-    def inside(*_: Any) -> None:
-        strike("inside")
-
-    def decoding(*_: Any) -> None:
-        strike("decode")
-
-    pipe.transformer.transformer_blocks[1].register_forward_pre_hook(inside)
-    decode = pipe.vae.decode
-
-    def faulty_decode(*arguments: Any, **options: Any) -> Any:
-        decoding()
-        return decode(*arguments, **options)
-
-    pipe.vae.decode = faulty_decode
+    _wrap(execution.Execution, "run", _run)
+    _wrap(execution.Execution, "_vote", _vote)
+    _wrap(execution.Execution, "step_ended", _before("before"))
+    _wrap(execution.Pipeline, "prepare", _before("prepare"))
+    _wrap(execution.Pipeline, "run", _pipeline)
+    _wrap(acceleration.Accelerator, "switch", _switch)
 
 
 if "ditcast_runtime.rank" in sys.orig_argv:
