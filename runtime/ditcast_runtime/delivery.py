@@ -161,7 +161,9 @@ class Delivery:
         self, order: Order, digests: tuple[OutputDigest, ...], encode_seconds: float
     ) -> None:
         generation, run = order.generation, order.run
-        first = run.ended[0]
+        ended = sorted(run.ended, key=lambda report: report.rank)
+        # Rank 0's, as the preparation's: stages of one rank add up.
+        first = ended[0]
         timings = Timings(
             queued=generation.started_at - generation.accepted_at,
             prepare=run.prepare_seconds,
@@ -175,6 +177,6 @@ class Delivery:
                 receipt=order.receipt(digests),
                 timings=timings,
                 cache=cache_report(generation.steps),
-                memory=tuple(ended.memory for ended in sorted(run.ended, key=lambda e: e.rank)),
+                memory=tuple(report.memory for report in ended),
             )
         )

@@ -224,9 +224,7 @@ class Engine:
             await self._dispatcher.run()
         except (ConfigError, RanksLost) as why:
             self._close(why)
-        except (
-            Exception
-        ) as error:  # the engine's outermost frame: a bug must not leave callers waiting
+        except Exception as error:  # the outermost frame: a bug must not leave callers waiting
             log.exception("the engine failed")
             self._close(error)
 

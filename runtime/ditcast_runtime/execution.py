@@ -69,10 +69,11 @@ class Execution:
         self._vote()
         self.prepared = True
         pixels = self._pipeline.run(arguments, self)
-        self._decode_seconds = self._watch.lap()
         if self._channel is not None:
             self._send_output(self._channel, pixels)
         self._vote()
+        # Until the slowest rank was through: before that the next generation cannot begin.
+        self._decode_seconds = self._watch.lap()
 
     def denoising_began(self, sigmas: tuple[float, ...]) -> None:
         """Report that the first step begins."""
@@ -110,8 +111,8 @@ class Execution:
             )
 
     def denoising_ended(self) -> None:
-        """Begin to count the time of decoding."""
-        self._watch.lap()
+        """Begin to count the time of decoding; what came after the last step counts before it."""
+        self._denoise_seconds += self._watch.lap()
 
     def outcome(self, verdict: Ballot) -> Outcome:
         """Name how the generation ended, from its last vote."""

@@ -186,8 +186,10 @@ class Rank:
             failure = error
             self._report_run(execution, error)
             outcome = execution.outcome(self.control.vote(Ballot.FAILED))
-        self.pipeline.clean_up(failure)
+        # Told first: the service finds the next command while this rank cleans up, before which it
+        # takes none.
         self.channel.send(execution.ended(outcome))
+        self.pipeline.clean_up(failure)
 
     def _report_run(self, execution: Execution, error: Exception) -> None:
         field = refused_field(error, execution.command.parameters)
