@@ -132,7 +132,7 @@ async def _or_abort(behaviour: Behaviour, request: object, context: Context) -> 
         _log.exception("rpc failed", error_id=error_id)
         ended = status.status_of(status.Fault(error_id))
     # Out here, where the failure is gone: its traceback holds the generation for as long.
-    await status.abort(context, ended)
+    return await status.abort(context, ended)
 
 
 def _log_end(method: str, code: str, seconds: float, context: Context, mine: Record) -> None:
