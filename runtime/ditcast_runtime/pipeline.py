@@ -177,6 +177,9 @@ class Pipeline:
         self.accelerator = accelerator
         self.device = device
         self.signature = inspect.signature(pipe.__call__)
+        names = inspect.unwrap(type(pipe).__call__).__code__.co_names
+        self._frees_hooks_itself = "maybe_free_model_hooks" in names
+        self._returned = False
 
     @classmethod
     def load(cls, launch: Launch, device: torch.device, report: Callable[[str], None]) -> Pipeline:
@@ -232,7 +235,9 @@ class Pipeline:
         if self.cancellable:
             arguments["callback_on_step_end"] = stages.step_ended
             arguments["callback_on_step_end_tensor_inputs"] = []
+        self._returned = False
         images: torch.Tensor = self.pipe(**arguments, output_type="pt", return_dict=False)[0]
+        self._returned = True
         images = images.float()
         if not bool(torch.isfinite(images).all()):
             raise NotFinite
@@ -252,7 +257,10 @@ class Pipeline:
             failure.__traceback__ = None
         self.pipe.__dict__.pop("progress_bar", None)
         self.accelerator.reset()
-        self.pipe.maybe_free_model_hooks()
+        if not (self._returned and self._frees_hooks_itself):
+            # A pipeline that was left early has not done it. It walks every module, so that a
+            # second time is most of what would lie between two generations.
+            self.pipe.maybe_free_model_hooks()
         if isinstance(failure, _OUT_OF_MEMORY) and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
