@@ -28,6 +28,70 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Offload:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OffloadEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Offload.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OFFLOAD_UNSPECIFIED: _Offload.ValueType  # 0
+    """Same as unset: none."""
+    OFFLOAD_NONE: _Offload.ValueType  # 1
+    """All weights stay on the device."""
+    OFFLOAD_MODEL: _Offload.ValueType  # 2
+    """Whole components come to the device while they run."""
+    OFFLOAD_SEQUENTIAL: _Offload.ValueType  # 3
+    """Single modules come to the device while they run: least memory, slowest."""
+    OFFLOAD_LAYERWISE: _Offload.ValueType  # 4
+    """The blocks of the transformers come to the device one after the other, the
+    next one while the present one runs.
+    """
+
+class Offload(_Offload, metaclass=_OffloadEnumTypeWrapper):
+    """What of the weights waits in main memory while it is not needed."""
+
+OFFLOAD_UNSPECIFIED: Offload.ValueType  # 0
+"""Same as unset: none."""
+OFFLOAD_NONE: Offload.ValueType  # 1
+"""All weights stay on the device."""
+OFFLOAD_MODEL: Offload.ValueType  # 2
+"""Whole components come to the device while they run."""
+OFFLOAD_SEQUENTIAL: Offload.ValueType  # 3
+"""Single modules come to the device while they run: least memory, slowest."""
+OFFLOAD_LAYERWISE: Offload.ValueType  # 4
+"""The blocks of the transformers come to the device one after the other, the
+next one while the present one runs.
+"""
+Global___Offload: _TypeAlias = Offload  # noqa: Y015
+
+class _Compile:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CompileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compile.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPILE_UNSPECIFIED: _Compile.ValueType  # 0
+    """Same as unset: none."""
+    COMPILE_NONE: _Compile.ValueType  # 1
+    """Nothing is compiled."""
+    COMPILE_REGIONAL: _Compile.ValueType  # 2
+    """Each repeated block of the transformers: short to compile."""
+    COMPILE_WHOLE: _Compile.ValueType  # 3
+    """The transformers as a whole."""
+
+class Compile(_Compile, metaclass=_CompileEnumTypeWrapper):
+    """What torch.compile is called on."""
+
+COMPILE_UNSPECIFIED: Compile.ValueType  # 0
+"""Same as unset: none."""
+COMPILE_NONE: Compile.ValueType  # 1
+"""Nothing is compiled."""
+COMPILE_REGIONAL: Compile.ValueType  # 2
+"""Each repeated block of the transformers: short to compile."""
+COMPILE_WHOLE: Compile.ValueType  # 3
+"""The transformers as a whole."""
+Global___Compile: _TypeAlias = Compile  # noqa: Y015
+
 class _StepsComputationMaskPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -296,6 +360,7 @@ class Configuration(_message.Message):
     QUANTIZE_FIELD_NUMBER: _builtins.int
     ATTENTION_BACKEND_FIELD_NUMBER: _builtins.int
     DEFAULTS_FIELD_NUMBER: _builtins.int
+    LOADING_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Number of the configuration: 1 at the start, grows by 1 with each accepted
     change. Set by the server; ignored on input.
@@ -326,6 +391,12 @@ class Configuration(_message.Message):
     def defaults(self) -> Global___GenerationDefaults:
         """Values for what requests leave unset. Unset: the pipeline's own defaults."""
 
+    @_builtins.property
+    def loading(self) -> Global___LoadingConfig:
+        """How the weights are loaded, placed and compiled. Unset on input: left as it
+        is. A change needs a reload.
+        """
+
     def __init__(
         self,
         *,
@@ -335,16 +406,112 @@ class Configuration(_message.Message):
         quantize: Global___QuantizeConfig | None = ...,
         attention_backend: _builtins.str | None = ...,
         defaults: Global___GenerationDefaults | None = ...,
+        loading: Global___LoadingConfig | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_attention_backend", b"_attention_backend", "attention_backend", b"attention_backend", "cache", b"cache", "defaults", b"defaults", "parallelism", b"parallelism", "quantize", b"quantize"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_attention_backend", b"_attention_backend", "attention_backend", b"attention_backend", "cache", b"cache", "defaults", b"defaults", "loading", b"loading", "parallelism", b"parallelism", "quantize", b"quantize"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attention_backend", b"_attention_backend", "attention_backend", b"attention_backend", "cache", b"cache", "defaults", b"defaults", "parallelism", b"parallelism", "quantize", b"quantize", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_attention_backend", b"_attention_backend", "attention_backend", b"attention_backend", "cache", b"cache", "defaults", b"defaults", "loading", b"loading", "parallelism", b"parallelism", "quantize", b"quantize", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__attention_backend: _TypeAlias = _typing.Literal["attention_backend"]  # noqa: Y015
     _WhichOneofArgType__attention_backend: _TypeAlias = _typing.Literal["_attention_backend", b"_attention_backend"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__attention_backend) -> _WhichOneofReturnType__attention_backend | None: ...
 
 Global___Configuration: _TypeAlias = Configuration  # noqa: Y015
+
+@_typing.final
+class LoadingConfig(_message.Message):
+    """How the pipeline is loaded, placed on the device and compiled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ComponentDtypesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DTYPE_FIELD_NUMBER: _builtins.int
+    COMPONENT_DTYPES_FIELD_NUMBER: _builtins.int
+    OFFLOAD_FIELD_NUMBER: _builtins.int
+    VAE_TILING_FIELD_NUMBER: _builtins.int
+    VAE_SLICING_FIELD_NUMBER: _builtins.int
+    COMPILE_FIELD_NUMBER: _builtins.int
+    CHANNELS_LAST_FIELD_NUMBER: _builtins.int
+    dtype: _builtins.str
+    """Number type of the weights: "float32", "bfloat16", "float16" or "auto"
+    (float32 on a CPU, bfloat16 elsewhere). Unset: auto.
+    """
+    offload: Global___Offload.ValueType
+    """What of the weights waits in main memory while it is not needed. Unset: none."""
+    vae_tiling: _builtins.bool
+    """Whether the VAE decodes in tiles, for less memory. Unset: false."""
+    vae_slicing: _builtins.bool
+    """Whether the VAE decodes the pictures of a batch one by one. Unset: false."""
+    compile: Global___Compile.ValueType
+    """What torch.compile is called on. Unset: none."""
+    channels_last: _builtins.bool
+    """Whether convolutions keep their channels last in memory. Unset: false."""
+    @_builtins.property
+    def component_dtypes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Number types of single components, by the component's name in the pipeline,
+        for instance "vae"; words as for `dtype`. Empty: `dtype` for all.
+        """
+
+    def __init__(
+        self,
+        *,
+        dtype: _builtins.str | None = ...,
+        component_dtypes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        offload: Global___Offload.ValueType | None = ...,
+        vae_tiling: _builtins.bool | None = ...,
+        vae_slicing: _builtins.bool | None = ...,
+        compile: Global___Compile.ValueType | None = ...,
+        channels_last: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_channels_last", b"_channels_last", "_compile", b"_compile", "_dtype", b"_dtype", "_offload", b"_offload", "_vae_slicing", b"_vae_slicing", "_vae_tiling", b"_vae_tiling", "channels_last", b"channels_last", "compile", b"compile", "dtype", b"dtype", "offload", b"offload", "vae_slicing", b"vae_slicing", "vae_tiling", b"vae_tiling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channels_last", b"_channels_last", "_compile", b"_compile", "_dtype", b"_dtype", "_offload", b"_offload", "_vae_slicing", b"_vae_slicing", "_vae_tiling", b"_vae_tiling", "channels_last", b"channels_last", "compile", b"compile", "component_dtypes", b"component_dtypes", "dtype", b"dtype", "offload", b"offload", "vae_slicing", b"vae_slicing", "vae_tiling", b"vae_tiling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__channels_last: _TypeAlias = _typing.Literal["channels_last"]  # noqa: Y015
+    _WhichOneofArgType__channels_last: _TypeAlias = _typing.Literal["_channels_last", b"_channels_last"]  # noqa: Y015
+    _WhichOneofReturnType__compile: _TypeAlias = _typing.Literal["compile"]  # noqa: Y015
+    _WhichOneofArgType__compile: _TypeAlias = _typing.Literal["_compile", b"_compile"]  # noqa: Y015
+    _WhichOneofReturnType__dtype: _TypeAlias = _typing.Literal["dtype"]  # noqa: Y015
+    _WhichOneofArgType__dtype: _TypeAlias = _typing.Literal["_dtype", b"_dtype"]  # noqa: Y015
+    _WhichOneofReturnType__offload: _TypeAlias = _typing.Literal["offload"]  # noqa: Y015
+    _WhichOneofArgType__offload: _TypeAlias = _typing.Literal["_offload", b"_offload"]  # noqa: Y015
+    _WhichOneofReturnType__vae_slicing: _TypeAlias = _typing.Literal["vae_slicing"]  # noqa: Y015
+    _WhichOneofArgType__vae_slicing: _TypeAlias = _typing.Literal["_vae_slicing", b"_vae_slicing"]  # noqa: Y015
+    _WhichOneofReturnType__vae_tiling: _TypeAlias = _typing.Literal["vae_tiling"]  # noqa: Y015
+    _WhichOneofArgType__vae_tiling: _TypeAlias = _typing.Literal["_vae_tiling", b"_vae_tiling"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__channels_last) -> _WhichOneofReturnType__channels_last | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compile) -> _WhichOneofReturnType__compile | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dtype) -> _WhichOneofReturnType__dtype | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offload) -> _WhichOneofReturnType__offload | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vae_slicing) -> _WhichOneofReturnType__vae_slicing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__vae_tiling) -> _WhichOneofReturnType__vae_tiling | None: ...
+
+Global___LoadingConfig: _TypeAlias = LoadingConfig  # noqa: Y015
 
 @_typing.final
 class GenerationDefaults(_message.Message):

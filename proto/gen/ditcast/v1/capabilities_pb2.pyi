@@ -52,6 +52,8 @@ class _ParameterTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Paramet
     """An input picture, in `images`."""
     PARAMETER_TYPE_ANY: _ParameterType.ValueType  # 10
     """Any scalar, or list of scalars: the pipeline's signature does not say."""
+    PARAMETER_TYPE_IMAGE_LIST: _ParameterType.ValueType  # 11
+    """One or several input pictures, in `images`."""
 
 class ParameterType(_ParameterType, metaclass=_ParameterTypeEnumTypeWrapper):
     """Type of a parameter's values."""
@@ -78,6 +80,8 @@ PARAMETER_TYPE_IMAGE: ParameterType.ValueType  # 9
 """An input picture, in `images`."""
 PARAMETER_TYPE_ANY: ParameterType.ValueType  # 10
 """Any scalar, or list of scalars: the pipeline's signature does not say."""
+PARAMETER_TYPE_IMAGE_LIST: ParameterType.ValueType  # 11
+"""One or several input pictures, in `images`."""
 Global___ParameterType: _TypeAlias = ParameterType  # noqa: Y015
 
 @_typing.final
@@ -126,6 +130,8 @@ class Capabilities(_message.Message):
     PREVIEWS_SUPPORTED_FIELD_NUMBER: _builtins.int
     INPUT_IMAGE_ROLES_FIELD_NUMBER: _builtins.int
     SCHEDULER_CLASS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_SUPPORTED_FIELD_NUMBER: _builtins.int
+    MAKES_VIDEOS_FIELD_NUMBER: _builtins.int
     contract_version: _builtins.str
     """Version of this contract, "1.MINOR"; MINOR grows with each addition."""
     server_version: _builtins.str
@@ -144,6 +150,10 @@ class Capabilities(_message.Message):
     """Whether `progress.preview_every_n_steps` may be set."""
     scheduler_class: _builtins.str
     """Class name of the scheduler."""
+    adapters_supported: _builtins.bool
+    """Whether adapters can be loaded into the pipeline."""
+    makes_videos: _builtins.bool
+    """Whether outputs are videos."""
     @_builtins.property
     def model(self) -> Global___Model:
         """The loaded model."""
@@ -205,10 +215,12 @@ class Capabilities(_message.Message):
         previews_supported: _builtins.bool = ...,
         input_image_roles: _abc.Iterable[_generation_pb2.InputImageRole.ValueType] | None = ...,
         scheduler_class: _builtins.str = ...,
+        adapters_supported: _builtins.bool = ...,
+        makes_videos: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_methods", b"cache_methods", "cancellable", b"cancellable", "contract_version", b"contract_version", "device", b"device", "input_image_roles", b"input_image_roles", "library_versions", b"library_versions", "limits", b"limits", "model", b"model", "negative_prompt_supported", b"negative_prompt_supported", "output_formats", b"output_formats", "parallel_modes", b"parallel_modes", "parameters", b"parameters", "previews_supported", b"previews_supported", "scheduler_class", b"scheduler_class", "server_version", b"server_version", "transformers", b"transformers", "uninterruptible_stages", b"uninterruptible_stages", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_supported", b"adapters_supported", "cache_methods", b"cache_methods", "cancellable", b"cancellable", "contract_version", b"contract_version", "device", b"device", "input_image_roles", b"input_image_roles", "library_versions", b"library_versions", "limits", b"limits", "makes_videos", b"makes_videos", "model", b"model", "negative_prompt_supported", b"negative_prompt_supported", "output_formats", b"output_formats", "parallel_modes", b"parallel_modes", "parameters", b"parameters", "previews_supported", b"previews_supported", "scheduler_class", b"scheduler_class", "server_version", b"server_version", "transformers", b"transformers", "uninterruptible_stages", b"uninterruptible_stages", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -374,6 +386,8 @@ class Limits(_message.Message):
     MIN_PING_INTERVAL_FIELD_NUMBER: _builtins.int
     MAX_OVERTAKES_FIELD_NUMBER: _builtins.int
     MAX_BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    NUM_FRAMES_STEP_FIELD_NUMBER: _builtins.int
+    MAX_INPUT_PIXELS_FIELD_NUMBER: _builtins.int
     size_multiple: _builtins.int
     """Width and height must be multiples of this many pixels."""
     image_tokens_multiple: _builtins.int
@@ -400,6 +414,10 @@ class Limits(_message.Message):
     finished; one more than that is refused (RESOURCE_EXHAUSTED, reason
     BYTES_IN_FLIGHT); by default 1 GiB.
     """
+    num_frames_step: _builtins.int
+    """`num_frames` less one must be a multiple of this. 1: any number will do."""
+    max_input_pixels: _builtins.int
+    """Greatest width times height of one input picture, in pixels."""
     @_builtins.property
     def num_inference_steps(self) -> Global___IntegerRange:
         """Denoising steps; by default 1 to 1000."""
@@ -488,10 +506,12 @@ class Limits(_message.Message):
         min_ping_interval: _duration_pb2.Duration | None = ...,
         max_overtakes: _builtins.int = ...,
         max_bytes_in_flight: _builtins.int = ...,
+        num_frames_step: _builtins.int = ...,
+        max_input_pixels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "input_images", b"input_images", "max_reattach_window", b"max_reattach_window", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "prompt_bytes", b"prompt_bytes", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "total_pixels", b"total_pixels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "image_tokens_multiple", b"image_tokens_multiple", "input_images", b"input_images", "max_bytes_in_flight", b"max_bytes_in_flight", "max_field_violations", b"max_field_violations", "max_output_bytes", b"max_output_bytes", "max_overtakes", b"max_overtakes", "max_reattach_window", b"max_reattach_window", "max_request_bytes", b"max_request_bytes", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "output_chunk_bytes", b"output_chunk_bytes", "prompt_bytes", b"prompt_bytes", "queue_capacity", b"queue_capacity", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "size_multiple", b"size_multiple", "total_pixels", b"total_pixels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "image_tokens_multiple", b"image_tokens_multiple", "input_images", b"input_images", "max_bytes_in_flight", b"max_bytes_in_flight", "max_field_violations", b"max_field_violations", "max_input_pixels", b"max_input_pixels", "max_output_bytes", b"max_output_bytes", "max_overtakes", b"max_overtakes", "max_reattach_window", b"max_reattach_window", "max_request_bytes", b"max_request_bytes", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_frames_step", b"num_frames_step", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "output_chunk_bytes", b"output_chunk_bytes", "prompt_bytes", b"prompt_bytes", "queue_capacity", b"queue_capacity", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "size_multiple", b"size_multiple", "total_pixels", b"total_pixels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,6 +63,7 @@ class GenerateRequest(_message.Message):
     ON_DISCONNECT_FIELD_NUMBER: _builtins.int
     REATTACH_WINDOW_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Key of the generation, at most 128 characters, within the caller's identity.
     Empty: the server makes a UUID (in every event, and in the initial metadata).
@@ -161,6 +162,12 @@ class GenerateRequest(_message.Message):
         Only with CANCEL. Unset: 0.
         """
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_generation_pb2.AdapterWeight]:
+        """Adapters to act, by the names under which they are loaded; the weights of
+        several add up. Empty: none.
+        """
+
     def __init__(
         self,
         *,
@@ -187,10 +194,11 @@ class GenerateRequest(_message.Message):
         on_disconnect: _generation_pb2.DisconnectPolicy.ValueType = ...,
         reattach_window: _duration_pb2.Duration | None = ...,
         validate_only: _builtins.bool = ...,
+        adapters: _abc.Iterable[_generation_pb2.AdapterWeight] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "progress", b"progress", "reattach_window", b"reattach_window", "seed", b"seed", "timeout", b"timeout", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "images", b"images", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "reattach_window", b"reattach_window", "request_id", b"request_id", "seed", b"seed", "sigmas", b"sigmas", "timeout", b"timeout", "true_cfg_scale", b"true_cfg_scale", "validate_only", b"validate_only", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "adapters", b"adapters", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "images", b"images", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "reattach_window", b"reattach_window", "request_id", b"request_id", "seed", b"seed", "sigmas", b"sigmas", "timeout", b"timeout", "true_cfg_scale", b"true_cfg_scale", "validate_only", b"validate_only", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
@@ -599,3 +607,209 @@ class GetCapabilitiesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCapabilitiesResponse: _TypeAlias = GetCapabilitiesResponse  # noqa: Y015
+
+@_typing.final
+class LoadAdapterRequest(_message.Message):
+    """Which adapter is to be loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name under which requests will call it: 1 to 64 letters, digits, "_" and "-".
+    Required.
+    """
+    file: _builtins.str
+    """The file, exactly as ListAdapters gives it under `available`; no path is ever
+    opened that is not listed there. Required.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadAdapterRequest: _TypeAlias = LoadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class LoadAdapterResponse(_message.Message):
+    """The adapter, loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adapter(self) -> Global___Adapter:
+        """What is loaded now."""
+
+    def __init__(
+        self,
+        *,
+        adapter: Global___Adapter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadAdapterResponse: _TypeAlias = LoadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterRequest(_message.Message):
+    """Which adapter is to be removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name under which it is loaded. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterRequest: _TypeAlias = UnloadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UnloadAdapterResponse(_message.Message):
+    """The adapter is gone from all ranks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadAdapterResponse: _TypeAlias = UnloadAdapterResponse  # noqa: Y015
+
+@_typing.final
+class ListAdaptersRequest(_message.Message):
+    """Asks for the adapters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdaptersRequest: _TypeAlias = ListAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class ListAdaptersResponse(_message.Message):
+    """The adapters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADED_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def loaded(self) -> _containers.RepeatedCompositeFieldContainer[Global___Adapter]:
+        """Those that are loaded, in the order of loading."""
+
+    @_builtins.property
+    def available(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterFile]:
+        """Files that can be loaded, by name."""
+
+    def __init__(
+        self,
+        *,
+        loaded: _abc.Iterable[Global___Adapter] | None = ...,
+        available: _abc.Iterable[Global___AdapterFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "loaded", b"loaded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class Adapter(_message.Message):
+    """A loaded adapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name under which requests call it."""
+    file: _builtins.str
+    """The file that it came from, as in `available`."""
+    weights_digest: _builtins.str
+    """SHA-256 of the file, in hexadecimal."""
+    size_bytes: _builtins.int
+    """Size of the file in bytes."""
+    @_builtins.property
+    def components(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Components of the pipeline that it changes, for instance "transformer"."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        file: _builtins.str = ...,
+        weights_digest: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        components: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "file", b"file", "name", b"name", "size_bytes", b"size_bytes", "weights_digest", b"weights_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adapter: _TypeAlias = Adapter  # noqa: Y015
+
+@_typing.final
+class AdapterFile(_message.Message):
+    """A file that an adapter can be loaded from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Its name: the folder's own name, a slash, and the path within it."""
+    size_bytes: _builtins.int
+    """Size in bytes."""
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterFile: _TypeAlias = AdapterFile  # noqa: Y015

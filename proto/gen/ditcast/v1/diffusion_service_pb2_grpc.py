@@ -70,6 +70,21 @@ class DiffusionServiceStub(object):
                 request_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.GetCapabilitiesRequest.SerializeToString,
                 response_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.GetCapabilitiesResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/ditcast.v1.DiffusionService/LoadAdapter',
+                request_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/ditcast.v1.DiffusionService/UnloadAdapter',
+                request_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/ditcast.v1.DiffusionService/ListAdapters',
+                request_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
 
 
 class DiffusionServiceServicer(object):
@@ -165,6 +180,38 @@ class DiffusionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """LoadAdapter loads a LoRA adapter on all ranks or none, between generations,
+        from one of the folders that the operator listed. It waits for the running
+        generation, to its own deadline. Loaded under a name that is taken by the
+        same file: OK, nothing changes. Needs the admin scope.
+
+        NOT_FOUND: no such file in the listed folders. ALREADY_EXISTS: the name is
+        taken by another file. FAILED_PRECONDITION: the pipeline takes no adapters,
+        or not this one. INVALID_ARGUMENT: a name or file that cannot be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """UnloadAdapter removes an adapter from all ranks, between generations. Queued
+        generations that name it end with FAILED_PRECONDITION when their turn comes.
+        Needs the admin scope.
+
+        NOT_FOUND: none is loaded under that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """ListAdapters lists the adapters that are loaded, and the files that could be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiffusionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -202,6 +249,21 @@ def add_DiffusionServiceServicer_to_server(servicer, server):
                     servicer.GetCapabilities,
                     request_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.GetCapabilitiesRequest.FromString,
                     response_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.GetCapabilitiesResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +456,87 @@ class DiffusionService(object):
             '/ditcast.v1.DiffusionService/GetCapabilities',
             ditcast_dot_v1_dot_diffusion__service__pb2.GetCapabilitiesRequest.SerializeToString,
             ditcast_dot_v1_dot_diffusion__service__pb2.GetCapabilitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditcast.v1.DiffusionService/LoadAdapter',
+            ditcast_dot_v1_dot_diffusion__service__pb2.LoadAdapterRequest.SerializeToString,
+            ditcast_dot_v1_dot_diffusion__service__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditcast.v1.DiffusionService/UnloadAdapter',
+            ditcast_dot_v1_dot_diffusion__service__pb2.UnloadAdapterRequest.SerializeToString,
+            ditcast_dot_v1_dot_diffusion__service__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ditcast.v1.DiffusionService/ListAdapters',
+            ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersRequest.SerializeToString,
+            ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -102,6 +102,25 @@ class DiffusionServiceStub:
     """GetCapabilities answers what the loaded pipeline accepts and what it is held
     to. UNAVAILABLE until it is loaded.
     """
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_diffusion_service_pb2.LoadAdapterRequest, _diffusion_service_pb2.LoadAdapterResponse]
+    """LoadAdapter loads a LoRA adapter on all ranks or none, between generations,
+    from one of the folders that the operator listed. It waits for the running
+    generation, to its own deadline. Loaded under a name that is taken by the
+    same file: OK, nothing changes. Needs the admin scope.
+
+    NOT_FOUND: no such file in the listed folders. ALREADY_EXISTS: the name is
+    taken by another file. FAILED_PRECONDITION: the pipeline takes no adapters,
+    or not this one. INVALID_ARGUMENT: a name or file that cannot be.
+    """
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_diffusion_service_pb2.UnloadAdapterRequest, _diffusion_service_pb2.UnloadAdapterResponse]
+    """UnloadAdapter removes an adapter from all ranks, between generations. Queued
+    generations that name it end with FAILED_PRECONDITION when their turn comes.
+    Needs the admin scope.
+
+    NOT_FOUND: none is loaded under that name.
+    """
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_diffusion_service_pb2.ListAdaptersRequest, _diffusion_service_pb2.ListAdaptersResponse]
+    """ListAdapters lists the adapters that are loaded, and the files that could be."""
 
 @_typing.type_check_only
 class DiffusionServiceAsyncStub(DiffusionServiceStub):
@@ -169,6 +188,25 @@ class DiffusionServiceAsyncStub(DiffusionServiceStub):
     """GetCapabilities answers what the loaded pipeline accepts and what it is held
     to. UNAVAILABLE until it is loaded.
     """
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_diffusion_service_pb2.LoadAdapterRequest, _diffusion_service_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """LoadAdapter loads a LoRA adapter on all ranks or none, between generations,
+    from one of the folders that the operator listed. It waits for the running
+    generation, to its own deadline. Loaded under a name that is taken by the
+    same file: OK, nothing changes. Needs the admin scope.
+
+    NOT_FOUND: no such file in the listed folders. ALREADY_EXISTS: the name is
+    taken by another file. FAILED_PRECONDITION: the pipeline takes no adapters,
+    or not this one. INVALID_ARGUMENT: a name or file that cannot be.
+    """
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_diffusion_service_pb2.UnloadAdapterRequest, _diffusion_service_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """UnloadAdapter removes an adapter from all ranks, between generations. Queued
+    generations that name it end with FAILED_PRECONDITION when their turn comes.
+    Needs the admin scope.
+
+    NOT_FOUND: none is loaded under that name.
+    """
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_diffusion_service_pb2.ListAdaptersRequest, _diffusion_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    """ListAdapters lists the adapters that are loaded, and the files that could be."""
 
 class DiffusionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves generations of one loaded pipeline."""
@@ -275,5 +313,42 @@ class DiffusionServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetCapabilities answers what the loaded pipeline accepts and what it is held
         to. UNAVAILABLE until it is loaded.
         """
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _diffusion_service_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_diffusion_service_pb2.LoadAdapterResponse, _abc.Awaitable[_diffusion_service_pb2.LoadAdapterResponse]]:
+        """LoadAdapter loads a LoRA adapter on all ranks or none, between generations,
+        from one of the folders that the operator listed. It waits for the running
+        generation, to its own deadline. Loaded under a name that is taken by the
+        same file: OK, nothing changes. Needs the admin scope.
+
+        NOT_FOUND: no such file in the listed folders. ALREADY_EXISTS: the name is
+        taken by another file. FAILED_PRECONDITION: the pipeline takes no adapters,
+        or not this one. INVALID_ARGUMENT: a name or file that cannot be.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _diffusion_service_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_diffusion_service_pb2.UnloadAdapterResponse, _abc.Awaitable[_diffusion_service_pb2.UnloadAdapterResponse]]:
+        """UnloadAdapter removes an adapter from all ranks, between generations. Queued
+        generations that name it end with FAILED_PRECONDITION when their turn comes.
+        Needs the admin scope.
+
+        NOT_FOUND: none is loaded under that name.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _diffusion_service_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_diffusion_service_pb2.ListAdaptersResponse, _abc.Awaitable[_diffusion_service_pb2.ListAdaptersResponse]]:
+        """ListAdapters lists the adapters that are loaded, and the files that could be."""
 
 def add_DiffusionServiceServicer_to_server(servicer: DiffusionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

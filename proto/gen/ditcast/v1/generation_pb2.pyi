@@ -39,6 +39,8 @@ class _InputImageRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InputI
     """What may change: white changes, black stays. Same size as the image."""
     INPUT_IMAGE_ROLE_CONTROL: _InputImageRole.ValueType  # 3
     """A picture that steers the result, for instance edges or a pose."""
+    INPUT_IMAGE_ROLE_LAST_FRAME: _InputImageRole.ValueType  # 4
+    """The picture that a video ends with."""
 
 class InputImageRole(_InputImageRole, metaclass=_InputImageRoleEnumTypeWrapper):
     """What an input picture is for."""
@@ -51,6 +53,8 @@ INPUT_IMAGE_ROLE_MASK: InputImageRole.ValueType  # 2
 """What may change: white changes, black stays. Same size as the image."""
 INPUT_IMAGE_ROLE_CONTROL: InputImageRole.ValueType  # 3
 """A picture that steers the result, for instance edges or a pose."""
+INPUT_IMAGE_ROLE_LAST_FRAME: InputImageRole.ValueType  # 4
+"""The picture that a video ends with."""
 Global___InputImageRole: _TypeAlias = InputImageRole  # noqa: Y015
 
 class _OutputFormat:
@@ -237,27 +241,62 @@ class InputImage(_message.Message):
 
     DATA_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    PARAMETER_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """The encoded file: PNG, JPEG or WebP. Bounded by the message size of a
     request (32 MiB by default; see the capabilities).
     """
     role: Global___InputImageRole.ValueType
     """What the picture is for. Unset: image."""
+    parameter: _builtins.str
+    """Name of the pipeline's parameter that takes it, one that the capabilities
+    list with an image type; for pipelines with more of them than there are
+    roles. Unset: the one that the role stands for.
+    """
     def __init__(
         self,
         *,
         data: _builtins.bytes = ...,
         role: Global___InputImageRole.ValueType = ...,
+        parameter: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "role", b"role", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "parameter", b"parameter", "role", b"role", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["data"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___InputImage: _TypeAlias = InputImage  # noqa: Y015
+
+@_typing.final
+class AdapterWeight(_message.Message):
+    """An adapter, and how much of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name under which the adapter is loaded. Required; each once."""
+    weight: _builtins.float
+    """How strongly it acts, -10 to 10. Unset: 1."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___AdapterWeight: _TypeAlias = AdapterWeight  # noqa: Y015
 
 @_typing.final
 class OutputOptions(_message.Message):
@@ -502,6 +541,7 @@ class ResolvedParameters(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The prompt."""
     negative_prompt: _builtins.str
@@ -548,6 +588,12 @@ class ResolvedParameters(_message.Message):
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___InputImageDigest]:
         """The input pictures, in the order of the request. Empty: none."""
 
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdapterUse]:
+        """The adapters in force, in the order of the request, with their weights and
+        what they were. Empty: none.
+        """
+
     def __init__(
         self,
         *,
@@ -567,10 +613,11 @@ class ResolvedParameters(_message.Message):
         output: Global___OutputOptions | None = ...,
         cache: _acceleration_pb2.CacheConfig | None = ...,
         images: _abc.Iterable[Global___InputImageDigest] | None = ...,
+        adapters: _abc.Iterable[Global___AdapterUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_true_cfg_scale", b"_true_cfg_scale", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "true_cfg_scale", b"true_cfg_scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_true_cfg_scale", b"_true_cfg_scale", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "images", b"images", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "prompt", b"prompt", "seed", b"seed", "sigmas", b"sigmas", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_true_cfg_scale", b"_true_cfg_scale", "adapters", b"adapters", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "images", b"images", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "prompt", b"prompt", "seed", b"seed", "sigmas", b"sigmas", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
@@ -596,6 +643,36 @@ class ResolvedParameters(_message.Message):
 Global___ResolvedParameters: _TypeAlias = ResolvedParameters  # noqa: Y015
 
 @_typing.final
+class AdapterUse(_message.Message):
+    """An adapter in force for a generation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name under which it was loaded."""
+    weight: _builtins.float
+    """How strongly it acted."""
+    weights_digest: _builtins.str
+    """SHA-256 of its weight file, in hexadecimal."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        weights_digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "weight", b"weight", "weights_digest", b"weights_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterUse: _TypeAlias = AdapterUse  # noqa: Y015
+
+@_typing.final
 class InputImageDigest(_message.Message):
     """An input picture, told apart by its content."""
 
@@ -604,22 +681,34 @@ class InputImageDigest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    PARAMETER_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
     role: Global___InputImageRole.ValueType
     """What the picture was for."""
     size_bytes: _builtins.int
     """Size of the file in bytes."""
     sha256: _builtins.bytes
     """SHA-256 of the file, 32 bytes."""
+    parameter: _builtins.str
+    """The pipeline's parameter that took it."""
+    width: _builtins.int
+    """Width in pixels."""
+    height: _builtins.int
+    """Height in pixels."""
     def __init__(
         self,
         *,
         role: Global___InputImageRole.ValueType = ...,
         size_bytes: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
+        parameter: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["role", b"role", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "parameter", b"parameter", "role", b"role", "sha256", b"sha256", "size_bytes", b"size_bytes", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1153,6 +1242,11 @@ class Timings(_message.Message):
     DECODE_FIELD_NUMBER: _builtins.int
     ENCODE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    ENCODE_PROMPT_FIELD_NUMBER: _builtins.int
+    STEP_MEDIAN_FIELD_NUMBER: _builtins.int
+    PREVIEWS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queued(self) -> _duration_pb2.Duration:
         """From being accepted to leaving the queue."""
@@ -1179,6 +1273,28 @@ class Timings(_message.Message):
     def total(self) -> _duration_pb2.Duration:
         """From being accepted to `completed`; includes lost runs."""
 
+    @_builtins.property
+    def load(self) -> _duration_pb2.Duration:
+        """Of `total`: waiting while ranks were loaded, at the start, after a loss or for
+        a reload. In none of the other stages.
+        """
+
+    @_builtins.property
+    def warm_up(self) -> _duration_pb2.Duration:
+        """Of `total`: waiting while ranks warmed up. In none of the other stages."""
+
+    @_builtins.property
+    def encode_prompt(self) -> _duration_pb2.Duration:
+        """Of `prepare`: encoding the prompt, and what else came before the first step."""
+
+    @_builtins.property
+    def step_median(self) -> _duration_pb2.Duration:
+        """Median time of a step."""
+
+    @_builtins.property
+    def previews(self) -> _duration_pb2.Duration:
+        """Of `denoise`: making previews, on the ranks."""
+
     def __init__(
         self,
         *,
@@ -1188,10 +1304,15 @@ class Timings(_message.Message):
         decode: _duration_pb2.Duration | None = ...,
         encode: _duration_pb2.Duration | None = ...,
         total: _duration_pb2.Duration | None = ...,
+        load: _duration_pb2.Duration | None = ...,
+        warm_up: _duration_pb2.Duration | None = ...,
+        encode_prompt: _duration_pb2.Duration | None = ...,
+        step_median: _duration_pb2.Duration | None = ...,
+        previews: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "denoise", b"denoise", "encode", b"encode", "prepare", b"prepare", "queued", b"queued", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "denoise", b"denoise", "encode", b"encode", "encode_prompt", b"encode_prompt", "load", b"load", "prepare", b"prepare", "previews", b"previews", "queued", b"queued", "step_median", b"step_median", "total", b"total", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "denoise", b"denoise", "encode", b"encode", "prepare", b"prepare", "queued", b"queued", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "denoise", b"denoise", "encode", b"encode", "encode_prompt", b"encode_prompt", "load", b"load", "prepare", b"prepare", "previews", b"previews", "queued", b"queued", "step_median", b"step_median", "total", b"total", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
