@@ -27,8 +27,9 @@ from ditcast_runtime.broadcast import ControlGroup
 from ditcast_runtime.channel import RankChannel
 from ditcast_runtime.execution import Execution, two_passes
 from ditcast_runtime.generation import OutputOptions, Parameters
+from ditcast_runtime.loading import resolve_device
 from ditcast_runtime.messages import Launch, Outcome, Run
-from ditcast_runtime.pipeline import Pipeline, resolve_device
+from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.rank import Inbox
 from ditcast_runtime.warm_up import warm_up
 

@@ -22,7 +22,9 @@ from ditcast_runtime.channel import RankChannel
 from ditcast_runtime.events import RankMemory
 from ditcast_runtime.generation import Parameters, SeparateCfg
 from ditcast_runtime.messages import Denoising, Ended, FailureKind, Outcome, Output, Run, Step
-from ditcast_runtime.pipeline import NotFinite, Pipeline, ScheduleRefused, Stopwatch
+from ditcast_runtime.outputs import NotFinite
+from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.steps import ScheduleRefused, Stopwatch
 
 
 class Left(BaseException):

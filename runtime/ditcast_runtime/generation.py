@@ -44,6 +44,8 @@ class OutputFormat(enum.StrEnum):
     JPEG = "jpeg"
     WEBP = "webp"
     RAW_RGB8 = "raw_rgb8"
+    MP4 = "mp4"
+    LATENT_SAFETENSORS = "latent_safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +55,71 @@ class OutputOptions:
     format: OutputFormat = OutputFormat.PNG
     quality: int = 90
     """1 to 100, for JPEG and WebP; ignored by the lossless formats."""
+
+
+class ImageRole(enum.StrEnum):
+    """What an input picture is for; the value is the name of the role in the contract."""
+
+    IMAGE = "image"
+    MASK = "mask"
+    CONTROL = "control"
+    LAST_FRAME = "last_frame"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputImage:
+    """A picture as its caller sent it."""
+
+    data: bytes
+    """The encoded file."""
+    role: ImageRole = ImageRole.IMAGE
+    parameter: str = ""
+    """The pipeline's parameter that takes it. Empty: the one that the role stands for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageUse:
+    """An input picture in force for a generation, told apart by its content."""
+
+    role: ImageRole
+    parameter: str
+    """The pipeline's parameter that takes it."""
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    size_bytes: int
+    """Of the file."""
+    sha256: bytes
+    """Of the file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterWeight:
+    """An adapter as its caller asked for it."""
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterUse:
+    """An adapter in force for a generation."""
+
+    name: str
+    weight: float
+    weights_digest: str
+    """SHA-256 of its file, in hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewOptions:
+    """Which previews a generation shows; changes no byte of its output."""
+
+    every_n_steps: int = 0
+    """0: none."""
+    max_side: int = 256
+    """Longest side in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +146,11 @@ class Request:
     """Whether it goes on without any reader."""
     reattach_window: float = 0.0
     """Seconds that it goes on without a reader before it is cancelled."""
+    num_frames: int | None = None
+    fps: float | None = None
+    images: tuple[InputImage, ...] = ()
+    adapters: tuple[AdapterWeight, ...] = ()
+    previews: PreviewOptions = field(default_factory=PreviewOptions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +175,14 @@ class Parameters:
     output: OutputOptions
     cache: CacheSettings
     """With `enable_separate_cfg` resolved for this generation."""
+    num_frames: int | None = None
+    """Frames of a video; None: not a video."""
+    fps: float | None = None
+    """Frames a second of a video; None: not a video."""
+    images: tuple[ImageUse, ...] = ()
+    """The input pictures, in the order of the request; their pixels travel beside."""
+    adapters: tuple[AdapterUse, ...] = ()
+    """The adapters in force, in the order of the request."""
 
 
 class SeparateCfg(enum.StrEnum):

@@ -39,6 +39,7 @@ from ditcast_runtime.execution import (
     refused_field,
 )
 from ditcast_runtime.generation import SeparateCfg
+from ditcast_runtime.loading import resolve_device
 from ditcast_runtime.messages import (
     Alive,
     Broadcast,
@@ -56,7 +57,8 @@ from ditcast_runtime.messages import (
     Shutdown,
     WarmingUp,
 )
-from ditcast_runtime.pipeline import Pipeline, Stopwatch, resolve_device
+from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.steps import Stopwatch
 from ditcast_runtime.warm_up import warm_up
 
 log = structlog.get_logger()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from ditcast_runtime.arguments import call_arguments
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.execution import two_passes
 from ditcast_runtime.generation import OutputOptions, Parameters, SeparateCfg
 from ditcast_runtime.messages import Facts, Launch
-from ditcast_runtime.pipeline import NotFinite, Pipeline
+from ditcast_runtime.outputs import NotFinite
+from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.settings import Disabled, Problem
 
 _WARM_UP_STEPS = 2
@@ -53,7 +55,7 @@ def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
     for prompt in _warm_up_prompts(launch):
         changed = dataclasses.replace(parameters, prompt=prompt)
         try:
-            pipeline.run(pipeline.arguments(changed), _Silent())
+            pipeline.run(call_arguments(pipeline.signature, changed), _Silent())
         except AssertionError as error:
             raise ConfigError((_unsharded(launch, str(error)),)) from error
         except NotFinite as error:
