@@ -10,6 +10,7 @@ import dataclasses
 import uuid
 from typing import Any, Protocol
 
+import grpc
 from grpc import aio
 
 from ditcast.v1 import diffusion_service_pb2 as pb
@@ -166,6 +167,33 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     ) -> pb.ConfigureResponse:
         """Change the configuration between two generations, or say what would become of it."""
         return await configure(self._engine, self._config, request, context.time_remaining())
+
+    async def LoadAdapter(
+        self,
+        request: pb.LoadAdapterRequest,
+        context: aio.ServicerContext[pb.LoadAdapterRequest, pb.LoadAdapterResponse],
+    ) -> pb.LoadAdapterResponse:
+        """Load an adapter on all ranks."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not yet")
+        return pb.LoadAdapterResponse()
+
+    async def UnloadAdapter(
+        self,
+        request: pb.UnloadAdapterRequest,
+        context: aio.ServicerContext[pb.UnloadAdapterRequest, pb.UnloadAdapterResponse],
+    ) -> pb.UnloadAdapterResponse:
+        """Remove an adapter from all ranks."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not yet")
+        return pb.UnloadAdapterResponse()
+
+    async def ListAdapters(
+        self,
+        request: pb.ListAdaptersRequest,
+        context: aio.ServicerContext[pb.ListAdaptersRequest, pb.ListAdaptersResponse],
+    ) -> pb.ListAdaptersResponse:
+        """List what is loaded and what could be."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not yet")
+        return pb.ListAdaptersResponse()
 
     def _settle(
         self, request: pb.GenerateRequest, request_id: str, context: GenerateContext

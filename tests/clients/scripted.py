@@ -26,8 +26,14 @@ from ditcast.v1.diffusion_service_pb2 import (
     GetCapabilitiesResponse,
     GetConfigurationRequest,
     GetConfigurationResponse,
+    ListAdaptersRequest,
+    ListAdaptersResponse,
     ListGenerationsRequest,
     ListGenerationsResponse,
+    LoadAdapterRequest,
+    LoadAdapterResponse,
+    UnloadAdapterRequest,
+    UnloadAdapterResponse,
     WatchGenerationRequest,
     WatchGenerationResponse,
 )
@@ -210,6 +216,27 @@ class ScriptedService(DiffusionServiceServicer):
         last = first + request.page_size
         token = str(last) if last < len(found) else ""
         return ListGenerationsResponse(generations=found[first:last], next_page_token=token)
+
+    async def LoadAdapter(
+        self, request: LoadAdapterRequest, context: Context
+    ) -> LoadAdapterResponse:
+        """Answer that there is no such call."""
+        await abort(context, NOT_YET)
+        return LoadAdapterResponse()
+
+    async def UnloadAdapter(
+        self, request: UnloadAdapterRequest, context: Context
+    ) -> UnloadAdapterResponse:
+        """Answer that there is no such call."""
+        await abort(context, NOT_YET)
+        return UnloadAdapterResponse()
+
+    async def ListAdapters(
+        self, request: ListAdaptersRequest, context: Context
+    ) -> ListAdaptersResponse:
+        """Answer that there is no such call."""
+        await abort(context, NOT_YET)
+        return ListAdaptersResponse()
 
     async def Configure(self, request: ConfigureRequest, context: Context) -> ConfigureResponse:
         """Answer that there is no such call."""
