@@ -1,0 +1,62 @@
+"""Puts the trained parts together into one pipeline folder that diffusers loads as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+
+PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "transformer")
+
+SERVED_DEFAULTS = """\
+# What unset request fields become while this model is served.
+defaults:
+  width: 128
+  height: 128
+  num_inference_steps: 20
+"""
+
+
+def partial_pipeline(**parts: object) -> Any:
+    """Make a `QwenImagePipeline` of some of `PARTS`: what needs the others, it cannot do."""
+    factory: Any = QwenImagePipeline
+    return factory(**{name: parts.get(name) for name in PARTS})
+
+
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """Make the scheduler of Qwen-Image, with its shift by the size of the picture."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=0.9,
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        shift_terminal=0.02,
+        time_shift_type="exponential",
+    )
+
+
+def load_parts(work: Path) -> Any:
+    """Read the trained parts from the folders in `work`, in float32."""
+    text_encoder: Any = Qwen2_5_VLForConditionalGeneration
+    return partial_pipeline(
+        scheduler=scheduler(),
+        vae=AutoencoderKLQwenImage.from_pretrained(work / "vae"),
+        text_encoder=text_encoder.from_pretrained(work / "text_encoder", dtype=torch.float32),
+        tokenizer=Qwen2Tokenizer.from_pretrained(work / "tokenizer"),
+        transformer=QwenImageTransformer2DModel.from_pretrained(work / "transformer"),
+    )
+
+
+def assemble(work: Path, output: Path) -> None:
+    """Write the pipeline, in float16, and what the service assumes for unset fields."""
+    load_parts(work).to(torch.float16).save_pretrained(output)
+    (output / "ditcast.yaml").write_text(SERVED_DEFAULTS)
