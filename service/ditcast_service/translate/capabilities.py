@@ -59,6 +59,7 @@ def capabilities(
             dtype=facts.dtype,
         ),
         world_size=config.world_size,
+        threads_per_rank=facts.threads,
         device=facts.device_name,
         parameters=[_parameter(fact, facts, config, configuration) for fact in facts.parameters],
         limits=_limits(facts, config),

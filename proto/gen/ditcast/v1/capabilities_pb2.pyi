@@ -132,6 +132,7 @@ class Capabilities(_message.Message):
     SCHEDULER_CLASS_FIELD_NUMBER: _builtins.int
     ADAPTERS_SUPPORTED_FIELD_NUMBER: _builtins.int
     MAKES_VIDEOS_FIELD_NUMBER: _builtins.int
+    THREADS_PER_RANK_FIELD_NUMBER: _builtins.int
     contract_version: _builtins.str
     """Version of this contract, "1.MINOR"; MINOR grows with each addition."""
     server_version: _builtins.str
@@ -154,6 +155,8 @@ class Capabilities(_message.Message):
     """Whether adapters can be loaded into the pipeline."""
     makes_videos: _builtins.bool
     """Whether outputs are videos."""
+    threads_per_rank: _builtins.int
+    """Threads of each rank, from 1."""
     @_builtins.property
     def model(self) -> Global___Model:
         """The loaded model."""
@@ -217,10 +220,11 @@ class Capabilities(_message.Message):
         scheduler_class: _builtins.str = ...,
         adapters_supported: _builtins.bool = ...,
         makes_videos: _builtins.bool = ...,
+        threads_per_rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_supported", b"adapters_supported", "cache_methods", b"cache_methods", "cancellable", b"cancellable", "contract_version", b"contract_version", "device", b"device", "input_image_roles", b"input_image_roles", "library_versions", b"library_versions", "limits", b"limits", "makes_videos", b"makes_videos", "model", b"model", "negative_prompt_supported", b"negative_prompt_supported", "output_formats", b"output_formats", "parallel_modes", b"parallel_modes", "parameters", b"parameters", "previews_supported", b"previews_supported", "scheduler_class", b"scheduler_class", "server_version", b"server_version", "transformers", b"transformers", "uninterruptible_stages", b"uninterruptible_stages", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_supported", b"adapters_supported", "cache_methods", b"cache_methods", "cancellable", b"cancellable", "contract_version", b"contract_version", "device", b"device", "input_image_roles", b"input_image_roles", "library_versions", b"library_versions", "limits", b"limits", "makes_videos", b"makes_videos", "model", b"model", "negative_prompt_supported", b"negative_prompt_supported", "output_formats", b"output_formats", "parallel_modes", b"parallel_modes", "parameters", b"parameters", "previews_supported", b"previews_supported", "scheduler_class", b"scheduler_class", "server_version", b"server_version", "threads_per_rank", b"threads_per_rank", "transformers", b"transformers", "uninterruptible_stages", b"uninterruptible_stages", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -329,7 +329,8 @@ Global___OutputOptions: _TypeAlias = OutputOptions  # noqa: Y015
 @_typing.final
 class ProgressOptions(_message.Message):
     """What is shown while a generation runs, beyond the steps. Does not change the
-    output.
+    output. It is no part of the request's content: where several ask under one id,
+    what the first asked for counts.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -337,9 +338,13 @@ class ProgressOptions(_message.Message):
     PREVIEW_EVERY_N_STEPS_FIELD_NUMBER: _builtins.int
     PREVIEW_MAX_SIDE_FIELD_NUMBER: _builtins.int
     preview_every_n_steps: _builtins.int
-    """A `preview` after every n-th step, from 0. 0: none."""
+    """A `preview` after every n-th step, from 0. 0: none. Where a newer one is made
+    before an older one is encoded, the older one is left out.
+    """
     preview_max_side: _builtins.int
-    """Longest side of a preview in pixels, 16 to 1024. Unset: 256."""
+    """Longest side of a preview in pixels, 16 to 1024; never more than the output's
+    own. Unset: 256.
+    """
     def __init__(
         self,
         *,
@@ -864,8 +869,10 @@ Global___TransformerDecision: _TypeAlias = TransformerDecision  # noqa: Y015
 
 @_typing.final
 class Preview(_message.Message):
-    """A picture of the present state of an output. Only the newest one is kept for
-    readers who attach later.
+    """A small picture of what an output would be by the present state: the noise that
+    the model still sees is taken away. Of a video its middle frame. Only the newest
+    one of each output is kept for readers who attach later, and none once the
+    generation has ended and its readers are gone.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -887,7 +894,9 @@ class Preview(_message.Message):
     height: _builtins.int
     """Height in pixels."""
     data: _builtins.bytes
-    """The encoded picture, at most 256 KiB."""
+    """The encoded picture, at most 256 KiB. Empty: a newer one had taken its place
+    before this reader came to it; its number stays, as a sequence has no gaps.
+    """
     def __init__(
         self,
         *,
