@@ -204,7 +204,7 @@ class Engine:
         """
         return self._ledger.same(request_id, identity, digest)
 
-    def summaries(self, identity: str = "") -> list[Summary]:
+    def summaries(self, identity: str | None = "") -> list[Summary]:
         """List a caller's generations, the newest first."""
         return self._ledger.summaries(identity)
 

@@ -74,13 +74,13 @@ class Ledger:
             raise RequestIdReused(request_id)
         return known
 
-    def summaries(self, identity: str) -> list[Summary]:
-        """List a caller's generations, the newest first."""
+    def summaries(self, identity: str | None) -> list[Summary]:
+        """List a caller's generations, or with None everybody's, the newest first."""
         positions = {waiting: position for position, waiting in enumerate(self._admission)}
         return [
             summarize(known, positions.get(known), self._config.retention)
             for known in reversed(self._known.values())
-            if known.submission.identity == identity
+            if identity in (None, known.submission.identity)
         ]
 
     def admit(self, submission: Submission) -> Generation:
@@ -157,6 +157,7 @@ class Ledger:
 
     def _retire(self, generation: Generation) -> None:
         generation.stop_timers()
+        generation.free_pictures()
         log.info(
             "generation ended",
             request_id=generation.request_id,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.settings import (
     Acceleration,
     ParallelismSettings,
@@ -26,6 +27,8 @@ from ditcast_runtime.settings import (
     load_acceleration,
     resolve_parallelism,
 )
+from ditcast_service.callers import Callers
+from ditcast_service.tls import Certificates, TlsFiles
 
 if TYPE_CHECKING:
     from ditcast_service.config import ServerConfig
@@ -92,6 +95,7 @@ def check(config: ServerConfig, places: Mapping[str, str], problems: list[Proble
 
     _check_values(config, where, problems)
     _check_addresses(config, where, problems)
+    _check_security(config, where, problems)
     _check_model(config, where, problems)
     return _with_acceleration(config, where, problems)
 
@@ -121,24 +125,57 @@ def _check_values(config: EngineConfig, where: Where, problems: list[Problem]) -
 
 def _check_addresses(config: ServerConfig, where: Where, problems: list[Problem]) -> None:
     for address in config.listen:
-        reason = _address_problem(address, insecure=config.insecure)
+        safe = config.insecure or config.tls_certificate is not None
+        reason = _address_problem(address, safe=safe)
         if reason:
             problems.append(Problem(where("listen"), f"{address!r}: {reason}"))
 
 
-def _address_problem(address: str, *, insecure: bool) -> str:
+def _address_problem(address: str, *, safe: bool) -> str:
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         return "" if path and Path(path).parent.is_dir() else "there is no folder for this socket"
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 2**16):
         return "it must be HOST:PORT or unix:/path"
-    if not insecure and not _is_loopback(host.strip("[]")):
+    if not safe and not _is_loopback(host.strip("[]")):
         return (
-            "it can be reached from other machines, and this version has no TLS yet: "
-            "listen on 127.0.0.1, or accept that with --insecure"
+            "it can be reached from other machines without TLS: give --tls-certificate and "
+            "--tls-key, listen on 127.0.0.1, or accept that with --insecure"
         )
     return ""
+
+
+def _check_security(config: ServerConfig, where: Where, problems: list[Problem]) -> None:
+    """Read what the ports will be opened with, so that a slip shows before anything starts."""
+    certificate, key, client_ca = config.tls_certificate, config.tls_key, config.tls_client_ca
+    files = tls_files(config)
+    if files is None:
+        if certificate or key or client_ca:
+            name = "tls_key" if certificate else "tls_certificate"
+            reason = "it is missing: TLS needs both --tls-certificate and --tls-key"
+            problems.append(Problem(where(name), reason))
+    else:
+        _try(lambda: Certificates(files), where, problems)
+    if config.callers is not None:
+        path = config.callers
+        _try(lambda: Callers(path), lambda field: f"{where('callers')} ({field})", problems)
+
+
+def _try(read: Callable[[], object], where: Where, problems: list[Problem]) -> None:
+    try:
+        read()
+    except ConfigError as error:
+        problems += [Problem(where(each.field), each.reason) for each in error.problems]
+
+
+def tls_files(config: ServerConfig) -> TlsFiles | None:
+    """Give the files that TLS takes, if it is asked for in full."""
+    if config.tls_certificate is None or config.tls_key is None:
+        return None
+    return TlsFiles(
+        certificate=config.tls_certificate, key=config.tls_key, client_ca=config.tls_client_ca
+    )
 
 
 def _is_loopback(host: str) -> bool:

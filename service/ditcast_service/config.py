@@ -30,7 +30,18 @@ class ServerConfig(EngineConfig):
     """Where to listen, `HOST:PORT` or `unix:/path`, several with commas or by repeating the flag.
     Port 0: any free port."""
     insecure: bool = False
-    """Allow listening beyond this machine without TLS, which this version does not have yet."""
+    """Allow listening beyond this machine without TLS, for instance behind a mesh's own."""
+    tls_certificate: Path | None = None
+    """The server's certificate chain, PEM, read again when it changes. Unset: no TLS. Sockets of
+    this machine (unix:) never have any."""
+    tls_key: Path | None = None
+    """The key of that certificate, PEM, without a password."""
+    tls_client_ca: Path | None = None
+    """Certificates that sign clients', PEM: each client must then show one. Unset: none is asked
+    for."""
+    callers: Path | None = None
+    """YAML file of who may call and what they may do, by tokens or certificates, read again when it
+    changes. Unset: everybody may do everything."""
     cache_dit_config: Path | None = None
     """YAML or JSON file in cache-dit's own format. Unset: one rank, nothing cached."""
     log_format: str = "auto"

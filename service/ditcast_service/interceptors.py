@@ -1,13 +1,14 @@
 """Around every RPC of ours: failures become statuses, and the end becomes one line in the log.
 
-Health, reflection and channelz pass through untouched.
+Of reflection and channelz it is only asked who calls; health passes through untouched.
 """
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -20,6 +21,8 @@ from grpc import aio
 from ditcast_runtime.errors import InvalidRequest, ReaderTimeout, RuntimeFailure
 from ditcast_runtime.settings import Problem
 from ditcast_service import status
+from ditcast_service.callers import ANYBODY, Caller
+from ditcast_service.gate import OPEN, Gate, Metadata
 
 _OURS = "/ditcast.v1."
 
@@ -30,6 +33,7 @@ _log = structlog.get_logger(__name__)
 class Record:
     """What the log line of an RPC says beside its method and code; the servicer fills it in."""
 
+    caller: Caller = ANYBODY
     request_id: str | None = None
     steps: int | None = None
     prompt: str | None = None
@@ -53,25 +57,32 @@ _TRANSPORT_GONE = (aio.InternalError, aio.UsageError)
 
 
 class Edge(aio.ServerInterceptor):
-    """Ends each RPC with the right status and logs it once."""
+    """Lets in who may call, ends each RPC with the right status and logs it once."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Wrap the handler if the method is one of ours."""
+        """Wrap the handler: in full if the method is one of ours."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(_OURS):
+        if handler is None:
+            return None
+        if method.startswith(OPEN):
             return handler
+        if not method.startswith(_OURS):
+            return _gated(self._gate, method, handler)
         streams = handler.response_streaming
         behaviour = cast("Behaviour", handler.unary_stream if streams else handler.unary_unary)
         make = (
             grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         )
         return make(
-            cast("Any", _guarded(method, behaviour)),
+            cast("Any", _guarded(self._gate, method, behaviour)),
             cast("Any", _lenient(cast("Callable[[bytes], Message]", handler.request_deserializer))),
             handler.response_serializer,
         )
@@ -89,7 +100,43 @@ def _lenient(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Messa
     return attempt
 
 
-def _guarded(method: str, behaviour: Behaviour) -> Behaviour:
+def _gated(gate: Gate, method: str, handler: Handler) -> Handler:
+    """Ask who calls before a handler that is not ours: reflection's and channelz's."""
+    kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+    kind = next(each for each in kinds if getattr(handler, each) is not None)
+    behaviour = getattr(handler, kind)
+
+    async def admit(context: Context) -> None:
+        try:
+            gate.admit(method, _metadata(context), context.auth_context())
+        except RuntimeFailure as failure:
+            await status.abort(context, status.status_of(failure))
+
+    async def answer(request: object, context: Context) -> object:
+        await admit(context)
+        return await behaviour(request, context)
+
+    async def stream(request: object, context: Context) -> AsyncIterator[object]:
+        await admit(context)
+        async for each in behaviour(request, context):
+            yield each
+
+    make = getattr(grpc, f"{kind}_rpc_method_handler")
+    wrapped = stream if handler.response_streaming and not _writes(behaviour) else answer
+    made: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
+    return made
+
+
+def _writes(behaviour: object) -> bool:
+    """Say whether a streaming handler is a coroutine that writes instead of a generator."""
+    return inspect.iscoroutinefunction(behaviour)
+
+
+def _metadata(context: Context) -> Metadata:
+    return cast("Metadata", context.invocation_metadata() or ())
+
+
+def _guarded(gate: Gate, method: str, behaviour: Behaviour) -> Behaviour:
     """Run the RPC, then log how it ended."""
 
     async def run(request: object, context: Context) -> object:
@@ -99,7 +146,7 @@ def _guarded(method: str, behaviour: Behaviour) -> Behaviour:
         # Stands unless something else is known: this is how a task ends whose client has left.
         code = "CANCELLED"
         try:
-            answer = await _or_abort(behaviour, request, context)
+            answer = await _or_abort(gate, method, behaviour, request, context)
         except aio.AbortError:
             code = _name(context.code())
             raise
@@ -114,11 +161,14 @@ def _guarded(method: str, behaviour: Behaviour) -> Behaviour:
     return run
 
 
-async def _or_abort(behaviour: Behaviour, request: object, context: Context) -> object:
-    if isinstance(request, Undecodable):
-        problem = Problem("", "the bytes are no message of this kind")
-        await status.abort(context, status.status_of(InvalidRequest((problem,))))
+async def _or_abort(
+    gate: Gate, method: str, behaviour: Behaviour, request: object, context: Context
+) -> object:
     try:
+        # First: to those who may not call, nothing is said about what they sent.
+        record.get().caller = gate.admit(method, _metadata(context), context.auth_context())
+        if isinstance(request, Undecodable):
+            raise InvalidRequest((Problem("", "the bytes are no message of this kind"),))  # noqa: TRY301
         return cast("object", await behaviour(request, context))
     except RuntimeFailure as failure:
         ended = status.status_of(failure)
@@ -136,7 +186,12 @@ async def _or_abort(behaviour: Behaviour, request: object, context: Context) -> 
 
 
 def _log_end(method: str, code: str, seconds: float, context: Context, mine: Record) -> None:
-    known = {"request_id": mine.request_id, "steps": mine.steps, "prompt": mine.prompt}
+    known = {
+        "caller": mine.caller.identity or None,
+        "request_id": mine.request_id,
+        "steps": mine.steps,
+        "prompt": mine.prompt,
+    }
     _log.info(
         "rpc ended",
         method=method.rpartition("/")[2],

@@ -15,7 +15,7 @@ from ditcast_runtime import logs
 from ditcast_runtime.engine import Engine
 from ditcast_runtime.errors import ConfigError, RuntimeFailure
 from ditcast_service import server as edge
-from ditcast_service.checks import describe
+from ditcast_service.checks import describe, tls_files
 from ditcast_service.config import ServerConfig
 from ditcast_service.encoding import encode
 from ditcast_service.health import Health
@@ -38,7 +38,7 @@ async def live(config: ServerConfig) -> int:
     logs.configure(json_logs=json_logs, level=config.log_level)
     server = edge.build(config)
     try:
-        addresses = edge.listen(server, config.listen)
+        addresses = edge.listen(server, config.listen, tls_files(config))
     except ConfigError as error:
         return _say(error)
     engine = Engine(config, encode, json_logs=json_logs, log_level=config.log_level)

@@ -37,3 +37,22 @@ class NotAppliedInTime(RuntimeFailure):
 
     def __init__(self) -> None:
         super().__init__("The time limit passed, and nothing was changed.")
+
+
+class Unauthenticated(RuntimeFailure):
+    """Nobody knows who calls: there are no credentials, or wrong ones."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Who calls is not known: {reason}.")
+
+
+class MissingScope(RuntimeFailure):
+    """The caller is known and may not do this.
+
+    Attributes:
+        scope: what it takes.
+    """
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+        super().__init__(f"The caller's credentials lack the scope {scope}.")

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import grpc
 from grpc import aio
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,10 +15,13 @@ from grpc_reflection.v1alpha import reflection
 from ditcast.v1 import diffusion_service_pb2_grpc
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.settings import Problem
+from ditcast_service.callers import Callers
 from ditcast_service.config import ServerConfig
+from ditcast_service.gate import Gate
 from ditcast_service.health import SERVICE, Health
 from ditcast_service.interceptors import Edge
 from ditcast_service.servicer import DiffusionServicer
+from ditcast_service.tls import Certificates, TlsFiles
 from ditcast_service.translate.capabilities import MIN_PING_INTERVAL_SECONDS
 
 _PING_TOLERANCE_SECONDS = 5
@@ -26,7 +30,8 @@ _PING_TOLERANCE_SECONDS = 5
 
 def build(config: ServerConfig) -> aio.Server:
     """Give a server without ports and services."""
-    return aio.server(interceptors=(Edge(),), options=_options(config))
+    gate = Gate(Callers(config.callers) if config.callers else None)
+    return aio.server(interceptors=(Edge(gate),), options=_options(config))
 
 
 def register(server: aio.Server, servicer: DiffusionServicer, health: Health) -> None:
@@ -39,17 +44,22 @@ def register(server: aio.Server, servicer: DiffusionServicer, health: Health) ->
     reflection.enable_server_reflection(names, server)
 
 
-def listen(server: aio.Server, addresses: Sequence[str]) -> tuple[str, ...]:
+def listen(
+    server: aio.Server, addresses: Sequence[str], tls: TlsFiles | None = None
+) -> tuple[str, ...]:
     """Bind every address and give them back with the real ports where 0 was asked for.
+
+    With `tls`, every port has it; sockets of this machine have none.
 
     Raises:
         ConfigError: one problem for each address that cannot be bound.
     """
+    credentials = Certificates(tls).credentials() if tls else None
     bound: list[str] = []
     problems: list[Problem] = []
     for address in addresses:
         try:
-            bound.append(_bind(server, address))
+            bound.append(_bind(server, address, credentials))
         except (OSError, RuntimeError) as error:
             reason = f"cannot listen on {address}: {error}. Is another server running there?"
             problems.append(Problem(field="listen", reason=reason))
@@ -58,12 +68,16 @@ def listen(server: aio.Server, addresses: Sequence[str]) -> tuple[str, ...]:
     return tuple(bound)
 
 
-def _bind(server: aio.Server, address: str) -> str:
+def _bind(server: aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> str:
     if address.startswith("unix:"):
         _refuse_taken_socket(address.removeprefix("unix:"))
-    port = server.add_insecure_port(address)
-    if address.startswith("unix:"):
+        server.add_insecure_port(address)
         return address
+    port = (
+        server.add_secure_port(address, credentials)
+        if credentials
+        else server.add_insecure_port(address)
+    )
     if port == 0:
         raise OSError("the address is in use or not of this machine")
     return f"{address.rpartition(':')[0]}:{port}"

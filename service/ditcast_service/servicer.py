@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 from grpc import aio
@@ -23,6 +23,7 @@ from ditcast_runtime.events import RequestWarning, Started
 from ditcast_runtime.generation import Parameters, State
 from ditcast_runtime.settings import Problem
 from ditcast_runtime.summary import Summary
+from ditcast_service.callers import Scope
 from ditcast_service.config import ServerConfig
 from ditcast_service.configure import ConfigurableEngine, configure
 from ditcast_service.interceptors import record
@@ -60,8 +61,8 @@ class Engine(ConfigurableEngine, Protocol):
         """Give a caller's generation; raises UnknownGeneration."""
         ...
 
-    def summaries(self, identity: str) -> list[Summary]:
-        """List a caller's generations, the newest first."""
+    def summaries(self, identity: str | None) -> list[Summary]:
+        """List a caller's generations, or everybody's, the newest first."""
         ...
 
     def cancel(self, request_id: str, identity: str) -> State:
@@ -96,7 +97,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
             await stream.send(self._validated(submission))
             return
         # A second reader must find its generation under whatever configuration is in force now.
-        generation = self._engine.same(request_id, _identity(context), digest(request))
+        generation = self._engine.same(request_id, _identity(), digest(request))
         if generation is None:
             generation = self._engine.submit(self._settle(request, request_id, context))
         # Nothing may be awaited between submit and the first event: a reader that leaves in
@@ -109,7 +110,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         """Find the generation, and stream its log after an event."""
         _check_id(request.request_id)
         await context.send_initial_metadata(_identified(request.request_id))
-        generation = self._engine.find(request.request_id, _identity(context))
+        generation = self._engine.find(request.request_id, _identity())
         if request.after_sequence > generation.last_sequence:
             reason = (
                 f"{request.after_sequence} is beyond the last event, {generation.last_sequence}"
@@ -129,7 +130,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     ) -> pb.CancelGenerationResponse:
         """End a generation; answers at once with the state that it met."""
         _check_id(request.request_id)
-        state = self._engine.cancel(request.request_id, _identity(context))
+        state = self._engine.cancel(request.request_id, _identity())
         return pb.CancelGenerationResponse(state=state_number(state))
 
     async def ListGenerations(
@@ -137,8 +138,9 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         request: pb.ListGenerationsRequest,
         context: aio.ServicerContext[pb.ListGenerationsRequest, pb.ListGenerationsResponse],
     ) -> pb.ListGenerationsResponse:
-        """Answer a page of the caller's generations."""
-        return page(self._engine.summaries(_identity(context)), request)
+        """Answer a page of the caller's generations, to admins of everybody's."""
+        everybody = Scope.ADMIN in record.get().caller.scopes
+        return page(self._engine.summaries(None if everybody else _identity()), request)
 
     async def GetCapabilities(
         self,
@@ -215,7 +217,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         limits = [limit for limit in bounds if limit is not None]
         return Submission(
             request_id=request_id,
-            identity=_identity(context),
+            identity=_identity(),
             digest=digest(request),
             parameters=parameters,
             warnings=warnings,
@@ -241,10 +243,9 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         return message
 
 
-def _identity(context: aio.ServicerContext[Any, Any]) -> str:
-    """Say who calls; everybody is the same, as nobody authenticates yet."""
-    del context
-    return ""
+def _identity() -> str:
+    """Say who calls, as the door has found out."""
+    return record.get().caller.identity
 
 
 def _check_id(request_id: str) -> None:

@@ -82,7 +82,19 @@ def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a tab
                 estimate_seconds=estimate.total_seconds(),
             )
         case _:
-            return _of_configure(failure) or _exhausted(failure)
+            return _of_callers(failure) or _of_configure(failure) or _exhausted(failure)
+
+
+def _of_callers(failure: errors.RuntimeFailure) -> Status | None:
+    """Cover who may not."""
+    match failure:
+        case refusals.Unauthenticated():
+            return _status(grpc.StatusCode.UNAUTHENTICATED, failure, "UNAUTHENTICATED")
+        case refusals.MissingScope(scope=scope):
+            code = grpc.StatusCode.PERMISSION_DENIED
+            return _status(code, failure, "MISSING_SCOPE", scope=scope)
+        case _:
+            return None
 
 
 def _of_configure(failure: errors.RuntimeFailure) -> Status | None:  # noqa: PLR0911 (a table)

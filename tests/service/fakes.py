@@ -249,6 +249,7 @@ class FakeEngine:
         self.refusal: RuntimeFailure | None = None
         self.heartbeat_interval = 0.05
         self.generations: dict[str, FakeGeneration] = {}
+        self.identities: list[str] = []
         self.submitted: list[tuple[Parameters, tuple[RequestWarning, ...], float | None]] = []
 
     @property
@@ -285,6 +286,7 @@ class FakeEngine:
         parameters = submission.parameters
         if self.refusal is not None:
             raise self.refusal
+        self.identities.append(submission.identity)
         self.submitted.append((parameters, submission.warnings, submission.timeout))
         made = FakeGeneration(request_id, digest, self.script(parameters), self.heartbeat_interval)
         self.generations[request_id] = made
@@ -303,7 +305,7 @@ class FakeEngine:
             raise UnknownGeneration(request_id)
         return self.generations[request_id]
 
-    def summaries(self, identity: str) -> list[Summary]:  # noqa: ARG002
+    def summaries(self, identity: str | None) -> list[Summary]:  # noqa: ARG002
         """List nothing; the tests of lists have the real ledger."""
         return []
 

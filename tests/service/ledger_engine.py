@@ -49,7 +49,7 @@ class LedgerEngine:
         """Give a caller's generation."""
         return self.ledger.find(request_id, identity)
 
-    def summaries(self, identity: str) -> list[Summary]:
+    def summaries(self, identity: str | None) -> list[Summary]:
         """List a caller's generations."""
         return self.ledger.summaries(identity)
 

@@ -9,7 +9,13 @@ from google.rpc import error_details_pb2 as details
 
 from ditcast_runtime import errors
 from ditcast_runtime.settings import Problem
-from ditcast_service.refusals import NeedsReload, NotAppliedInTime, RevisionMismatch
+from ditcast_service.refusals import (
+    MissingScope,
+    NeedsReload,
+    NotAppliedInTime,
+    RevisionMismatch,
+    Unauthenticated,
+)
 from ditcast_service.status import Fault, status_of
 
 SOON = timedelta(seconds=2)
@@ -40,6 +46,8 @@ CASES = [
     (RevisionMismatch(2, 3), 10, "REVISION_MISMATCH", ""),
     (NeedsReload((Problem("quantize", "b"),)), 9, "NEEDS_RELOAD", "PreconditionFailure"),
     (NotAppliedInTime(), 4, "NOT_APPLIED", ""),
+    (Unauthenticated("the token is not known"), 16, "UNAUTHENTICATED", ""),
+    (MissingScope("admin"), 7, "MISSING_SCOPE", ""),
     (Fault("id"), 13, "INTERNAL_ERROR", ""),
     (errors.InvalidRequest(MANY), 3, "INVALID_REQUEST", "BadRequest"),
     (errors.UnsupportedRequest(MANY), 9, "UNSUPPORTED", "PreconditionFailure"),

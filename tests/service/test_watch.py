@@ -20,7 +20,9 @@ from ditcast.v1 import generation_pb2
 from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
 from ditcast.v1.generation_pb2 import GenerationEvent
 from ditcast_runtime.errors import NotServing, RanksLost
+from ditcast_service.callers import Caller, Scope
 from ditcast_service.config import ServerConfig
+from ditcast_service.gate import Gate
 from ditcast_service.health import Health
 from ditcast_service.server import build, listen, register
 from ditcast_service.servicer import DiffusionServicer
@@ -286,8 +288,11 @@ async def test_ids_and_lists_are_each_callers_own(
 ) -> None:
     """One id of two callers is two generations, and neither sees the other's."""
     await serving.generate().read()
-    monkeypatch.setattr("ditcast_service.servicer._identity", lambda _: "somebody else")
+    stranger = Caller("somebody else", frozenset({Scope.GENERATE}))
+    monkeypatch.setattr(Gate, "admit", lambda *_: stranger)
     assert reason(await refused(serving.watch())) == "GENERATION_NOT_FOUND"
     assert list((await listed(serving)).generations) == []
     await serving.generate(num_images=2).read()
     assert [each.identity for each in serving.engine.submissions] == ["", "somebody else"]
+    monkeypatch.setattr(Gate, "admit", lambda *_: Caller("operators", frozenset(Scope)))
+    assert len((await listed(serving)).generations) == 2
