@@ -31,7 +31,7 @@ def partial_pipeline(**parts: object) -> Any:
     return factory(**{name: parts.get(name) for name in PARTS})
 
 
-def scheduler() -> FlowMatchEulerDiscreteScheduler:
+def scheduler() -> Any:
     """Make the scheduler of Qwen-Image, with its shift by the size of the picture."""
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,

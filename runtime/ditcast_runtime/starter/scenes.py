@@ -182,14 +182,14 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return text + "." if _happens(rng, 0.08) else text
 
 
-def draw(scene: Scene, width: int, height: int, rng: np.random.Generator) -> Picture:
-    """Draw a scene; `rng` decides on the small differences in place and size."""
+def draw(scene: Scene, width: int, height: int, rng: np.random.Generator | None) -> Picture:
+    """Draw a scene; `rng` decides on small differences in place and size, None draws none."""
     scale = _SUPERSAMPLING
     image = Image.new("RGB", (width * scale, height * scale), PALETTE[scene.background])
     pencil = ImageDraw.Draw(image)
     places = _places(scene.relation, rng)
     for thing, (x, y) in zip(scene.things, places, strict=True):
-        radius = RADII[len(scene.things)][thing.size] * rng.uniform(0.97, 1.03)
+        radius = RADII[len(scene.things)][thing.size] * (1 + _jitter(rng, 0.03))
         center = (x * width * scale, y * height * scale)
         ground = PALETTE[scene.background]
         _draw_thing(pencil, thing, center, radius * min(width, height) * scale, ground)
@@ -224,17 +224,21 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _places(relation: Relation | None, rng: np.random.Generator) -> list[Point]:
+def _places(relation: Relation | None, rng: np.random.Generator | None) -> list[Point]:
     """Give the centre of each thing, as shares of width and height."""
     if relation is None:
-        return [(0.5 + rng.uniform(-0.05, 0.05), 0.5 + rng.uniform(-0.05, 0.05))]
-    along = [0.25 + rng.uniform(-0.02, 0.02), 0.75 + rng.uniform(-0.02, 0.02)]
-    across = [0.5 + rng.uniform(-0.05, 0.05), 0.5 + rng.uniform(-0.05, 0.05)]
+        return [(0.5 + _jitter(rng, 0.05), 0.5 + _jitter(rng, 0.05))]
+    along = [0.25 + _jitter(rng, 0.02), 0.75 + _jitter(rng, 0.02)]
+    across = [0.5 + _jitter(rng, 0.05), 0.5 + _jitter(rng, 0.05)]
     if relation in {Relation.RIGHT, Relation.BELOW}:
         along.reverse()
     if relation in {Relation.LEFT, Relation.RIGHT}:
         return list(zip(along, across, strict=True))
     return list(zip(across, along, strict=True))
+
+
+def _jitter(rng: np.random.Generator | None, most: float) -> float:
+    return 0.0 if rng is None else float(rng.uniform(-most, most))
 
 
 def _draw_thing(

@@ -240,7 +240,7 @@ def _loss(
         states = model.model(**tokens).last_hidden_state
     logits = probes(_last_tokens(states.float(), tokens.attention_mask.bool()))
     wanted = _indices([row for _, row in batch]).to(device)
-    loss = logits.new_zeros(())
+    loss = torch.zeros((), device=device)
     for index, part in enumerate(_per_question(logits)):
         repeated = wanted[:, index, None].expand(-1, _PROBED_TOKENS)
         loss = loss + nn.functional.cross_entropy(part.flatten(0, 1), repeated.flatten())
