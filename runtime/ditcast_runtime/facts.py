@@ -300,17 +300,7 @@ def _cache_methods(pipeline: Pipeline, *, sharded: bool) -> tuple[Support, ...]:
 
 
 def _parallel_modes(pipeline: Pipeline) -> tuple[Support, ...]:
-    unknown = (
-        ""
-        if pipeline.accelerator.cacheable
-        else f"cache-dit does not know {type(pipeline.pipe).__name__}"
-    )
-    cpu = pipeline.device.type == "cpu"
-    ring = unknown or ("ring attention of cache-dit has no kernel for a CPU" if cpu else "")
-    float8 = unknown or ("float8 communication needs an accelerator" if cpu else "")
-    anywhere = ("ulysses", "ulysses_anything", "ulysses_async", "tensor", "text_encoder", "vae")
-    return (
-        *(Support(name=name, possible=not unknown, reason=unknown) for name in anywhere),
-        Support(name="ring", possible=not ring, reason=ring),
-        Support(name="ulysses_float8", possible=not float8, reason=float8),
+    return tuple(
+        Support(name=name, possible=not reason, reason=reason)
+        for name, reason in pipeline.accelerator.mode_faults().items()
     )

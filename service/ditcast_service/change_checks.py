@@ -94,6 +94,10 @@ def _check_modes(parallelism: ParallelismSettings, facts: Facts) -> Iterator[Pro
             any(name.startswith("text_encoder") for name in extra),
         ),
         "vae": ("extra_parallel_modules", any(name.endswith("vae") for name in extra)),
+        "controlnet": (
+            "extra_parallel_modules",
+            any(name.startswith("controlnet") for name in extra),
+        ),
     }
     for support in facts.parallel_modes:
         name, wanted = asked.get(support.name, ("", False))

@@ -238,6 +238,7 @@ class _Resolution:
             num_blocks={each.name: each.num_blocks for each in self.facts.transformers},
             num_inference_steps=steps,
             context_parallel=parallelism.context_parallel_degree > 1,
+            two_passes=two_passes,
         )
         self.problems += problems
         method = settings.method

@@ -217,7 +217,6 @@ def test_what_the_pipeline_or_the_machine_lacks() -> None:
         settings, world_size=4, components={"vae", "text_encoder"}, accelerator=False
     )
     assert {(problem.field, problem.kind) for problem in problems} == {
-        ("parallelism.ring_degree", "unsupported"),
         ("parallelism.ulysses_float8", "unsupported"),
         ("parallelism.attention_backend", "unsupported"),
         ("parallelism.extra_parallel_modules", "unsupported"),

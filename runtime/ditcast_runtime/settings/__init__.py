@@ -1,6 +1,6 @@
 """The schema of cache-dit's settings in the domain's own words, without torch or cache-dit.
 
-The service validates with it, and it travels to the ranks inside messages; `acceleration.py` of the
+The service validates with it, and it travels to the ranks inside messages; `acceleration` of the
 runtime is the one place that makes cache-dit's own objects of it. Names are cache-dit's in lower
 snake case, with *degree* for its *size*; defaults are cache-dit's own.
 

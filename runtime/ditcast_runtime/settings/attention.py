@@ -1,7 +1,7 @@
 """Names of attention implementations, and where each can be used.
 
 A test compares both lists with the installed libraries. Whether an implementation's package is
-installed is only known to the ranks.
+installed is only known to the ranks, which try it before they serve.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DIFFUSERS_ATTENTION = (
 )  # fmt: skip
 """Those of diffusers."""
 
-CPU_ATTENTION = ("native", "_native_math")
+CPU_ATTENTION = ("native", "_native_math", "_native_flash", "flex")
 """Those that run without an accelerator."""
 
 

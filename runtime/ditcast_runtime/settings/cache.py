@@ -24,9 +24,11 @@ class StepOptions(msgspec.Struct, frozen=True, kw_only=True):
     bn_compute_blocks: int = 0
     """Last blocks that every step computes, from 0."""
     residual_diff_threshold: float = 0.08
-    """Relative L1 difference of the residual below which it is reused, from 0. 0: never."""
+    """Relative L1 difference of the residual below which it is reused, from 0. 0: never; from 1
+    on: always, and the difference is not measured."""
     max_accumulated_residual_diff_threshold: float | None = None
-    """Sum of the differences from which steps are computed, over 0. None: no bound."""
+    """Sum of the differences measured in a generation, over 0, from which all further steps are
+    computed. None: no bound."""
     max_warmup_steps: int = 8
     """First steps that are not reused, from 0."""
     warmup_interval: int = 1

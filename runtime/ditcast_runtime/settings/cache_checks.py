@@ -6,7 +6,7 @@ Each rule stands beside what happens inside cache-dit without it. Paths are thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import assert_never
 
 from ditcast_runtime.settings.cache import (
@@ -43,6 +43,7 @@ def check_cache(
     num_blocks: Mapping[str, int] | None = None,
     num_inference_steps: int | None = None,
     context_parallel: bool = False,
+    two_passes: bool = False,
 ) -> tuple[Problem, ...]:
     """Find every value that cache-dit could not run with, all at once.
 
@@ -52,6 +53,7 @@ def check_cache(
         num_blocks: Blocks of each transformer or block list by name. None: not known yet.
         num_inference_steps: The request's number of steps. None: not known yet.
         context_parallel: Whether the ranks split the sequence (Ulysses or ring).
+        two_passes: Whether the request makes two transformer calls a step.
     """
     method = settings.method
     match method:
@@ -68,6 +70,8 @@ def check_cache(
             problems = findings.problems
         case _:
             assert_never(method)
+    if two_passes and not isinstance(method, Disabled):
+        problems = [*problems, *_check_refresh(method, f"{prefix}.{method.__struct_config__.tag}")]
     return one_per_field([*problems, *_check_calibrator(settings, prefix)])
 
 
@@ -152,6 +156,14 @@ def _check_separate_cfg(options: DBCache | DBPrune, findings: Findings) -> None:
     """
     if options.cfg_compute_first and options.cfg_diff_compute_separate:
         findings.refuse("cfg_compute_first", "it needs cfg_diff_compute_separate to be false")
+
+
+def _check_refresh(options: DBCache | DBPrune, path: str) -> Iterator[Problem]:
+    """Refuse a fresh start between the two passes of a step: each would be taken for the other."""
+    hint = options.force_refresh_step_hint
+    if hint is not None and hint % 2:
+        reason = f"{hint} is odd, and this request makes two transformer calls a step"
+        yield Problem(f"{path}.force_refresh_step_hint", reason)
 
 
 def _check_mask(options: DBCache | DBPrune, findings: Findings, steps: int | None) -> None:

@@ -236,12 +236,7 @@ def _check_modes(settings: ParallelismSettings, findings: Findings, *, accelerat
             "ulysses_anything", "it does not work together with a ring_degree greater than 1"
         )
     findings.choice("ring_rotate_method", settings.ring_rotate_method, RING_ROTATE_METHODS)
-    if accelerator:
-        return
-    if settings.ring_degree > 1:
-        # A ring merges partial results by their log-sum-exp, which no CPU kernel here gives.
-        findings.refuse("ring_degree", "a ring needs an accelerator: use Ulysses", "unsupported")
-    if settings.ulysses_float8:
+    if settings.ulysses_float8 and not accelerator:
         findings.refuse("ulysses_float8", "8-bit floats need an accelerator", "unsupported")
 
 
@@ -262,6 +257,10 @@ def _check_modules(
 ) -> None:
     """Refuse modules that cache-dit would skip with no more than a warning."""
     for name in settings.extra_parallel_modules:
+        if name.startswith("controlnet") and settings.tensor_parallel_degree > 1:
+            # cache-dit leaves it whole with a warning, or stops at an assertion.
+            reason = f"{name} cannot be split together with a tensor_parallel_degree over 1"
+            findings.refuse("extra_parallel_modules", reason, "unsupported")
         if not EXTRA_MODULES.fullmatch(name):
             findings.refuse(
                 "extra_parallel_modules",

@@ -236,8 +236,9 @@ def _check_kind(
     for _, planned in plan:
         if not findings.choice("precision_plan", planned, QUANT_TYPES):
             break
-    if not accelerator and kind.lower().startswith(("float8", "nvfp4", "svdq")):
-        findings.refuse("quant_type", f"{kind} needs an accelerator", "unsupported")
+    if not accelerator:
+        reason = f"{kind} needs an accelerator: cache-dit quantises on CUDA devices alone"
+        findings.refuse("quant_type", reason, "unsupported")
 
 
 def _check_svdq(findings: Findings, kind: str, options: SvdqKwargs | None) -> None:

@@ -1,4 +1,4 @@
-"""The one place that calls cache-dit: enable it, switch it between generations, read its decisions.
+"""Enables cache-dit on a pipeline, switches it between generations and reads its decisions.
 
 What was measured and shaped this file: on a pipeline `refresh_context` does nothing, so a switch is
 `disable_cache` and `enable_cache`; on a pipeline that never ran, enabling the cache after
@@ -9,9 +9,7 @@ silence, so what the pipeline holds is read back after each switch.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import cache_dit
@@ -19,6 +17,8 @@ import torch
 from cache_dit import BlockAdapter, CalibratorConfig
 from cache_dit.caching import BlockAdapterRegister
 
+from ditcast_runtime.acceleration import support
+from ditcast_runtime.acceleration.cpu import accelerator_on_cpu
 from ditcast_runtime.events import CacheDecision, TransformerDecision
 from ditcast_runtime.settings import (
     DMD,
@@ -51,6 +51,16 @@ class BlockList:
     blocks: torch.nn.ModuleList
     transformer: torch.nn.Module
 
+    def held(self) -> dict[str, Any]:
+        """Give what cache-dit has noted of its cache on the list, nothing where it caches nothing.
+
+        Of FLUX.1 it joins two lists into a new one at each call: the note is on the transformer.
+        """
+        noted = getattr(self.blocks, "_context_kwargs", None)
+        if noted is None:
+            noted = getattr(self.transformer, "_context_kwargs", None)
+        return dict(noted or {})
+
 
 @dataclasses.dataclass(slots=True)
 class _Counters:
@@ -78,6 +88,13 @@ class Accelerator:
         self._counters: list[_Counters] = []
 
     @property
+    def transformers(self) -> tuple[torch.nn.Module, ...]:
+        """What denoises, each transformer once, whether or not cache-dit knows it."""
+        known = {id(entry.transformer): entry.transformer for entry in self.block_lists}
+        own = getattr(self._pipe, "transformer", None)
+        return tuple(known.values()) or (() if own is None else (own,))
+
+    @property
     def cacheable(self) -> bool:
         """Whether cache-dit knows the pipeline's blocks."""
         return bool(self.block_lists)
@@ -87,15 +104,23 @@ class Accelerator:
         """What `switch` has verified: the settings, and the steps their mask is laid out for."""
         return self._held
 
+    def mode_faults(self) -> dict[str, str]:
+        """Say of each way of splitting why this pipeline cannot have it here; empty: it can."""
+        known = self.transformers if self.cacheable else ()
+        return support.mode_faults(self._pipe, known, self._world_size, self._device)
+
     def enable(self) -> None:
         """Enable parallelism, quantisation, attention backend and a cache, all in one call."""
         options = self._fixed_options()
         if self.cacheable:
             options["cache_config"] = cache_dit.DBCacheConfig(Fn_compute_blocks=1)
-        if not options:
-            return
-        with _accelerator_on_cpu(self._device):
-            cache_dit.enable_cache(self._pipe, **options)
+        if options:
+            with accelerator_on_cpu(self._device):
+                cache_dit.enable_cache(self._pipe, **options)
+        if self._acceleration.attention_backend is not None and not self._parallel:
+            # Left to enable_cache, only the first of several transformers would get it.
+            for transformer in self.transformers:
+                cache_dit.set_attn_backend(transformer, self._acceleration.attention_backend)
 
     def switch(
         self, settings: CacheSettings, num_inference_steps: int, *, two_passes: bool
@@ -163,15 +188,19 @@ class Accelerator:
         manager = getattr(self._pipe, "_context_manager", None)
         if manager is None:
             return None
-        # Created in the order of the block lists at the beginning of each call of the pipeline.
-        return list(manager._cached_context_manager.values())  # noqa: SLF001 - no public access
+        # By name: a context that starts afresh in the middle of a call moves behind the others.
+        names = [entry.held()["name"] for entry in self.block_lists]
+        return [manager.get_context(name) for name in names]
+
+    @property
+    def _parallel(self) -> bool:
+        return self._acceleration.parallelism is not None and self._world_size > 1
 
     def _fixed_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
         parallelism = self._acceleration.parallelism
-        if parallelism is not None and self._world_size > 1:
+        if parallelism is not None and self._parallel:
             options["parallelism_config"] = _parallelism_config(parallelism)
-        if self._acceleration.attention_backend is not None:
             options["attention_backend"] = self._acceleration.attention_backend
         if self._acceleration.quantize is not None:
             quantize: dict[str, Any] = quantize_options(self._acceleration.quantize)
@@ -189,7 +218,7 @@ class Accelerator:
         if not cached:
             raise SettingsDiffer("the cache is not enabled")
         for entry in self.block_lists:
-            held = getattr(entry.blocks, "_context_kwargs", {})
+            held = entry.held()
             if held.get("cache_config") != config or held.get("calibrator_config") != calibrator:
                 raise SettingsDiffer(f"{entry.name} holds {held}")
 
@@ -218,11 +247,14 @@ def _decision(name: str, context: Any, counters: _Counters) -> TransformerDecisi
 
 
 def _residual_diff(diffs: dict[str, Any], step: str) -> float | None:
-    """Give the difference measured in a step; block pruning measures several, whose mean it is."""
-    value = diffs.get(step)
-    if isinstance(value, list):
-        return float(sum(value) / len(value)) if value else None
-    return None if value is None else float(value)
+    """Give the difference measured in a step; block pruning measures several, whose mean it is.
+
+    None where nothing was measured: cache-dit then notes nothing, or a negative number (-1 under a
+    threshold from 1 on, which every step is below; -2 between states of different shapes).
+    """
+    noted = diffs.get(step, [])
+    measured = [value for value in (noted if isinstance(noted, list) else [noted]) if value >= 0]
+    return float(sum(measured) / len(measured)) if measured else None
 
 
 def _find_block_lists(pipe: Any) -> tuple[BlockList, ...]:
@@ -282,21 +314,3 @@ def _calibrator(settings: CacheSettings) -> CalibratorConfig | None:
 def _parallelism_config(settings: ParallelismSettings) -> Any:
     options: dict[str, Any] = parallelism_options(settings)
     return cache_dit.ParallelismConfig(**options)
-
-
-@contextlib.contextmanager
-def _accelerator_on_cpu(device: torch.device) -> Iterator[None]:
-    """Let cache-dit find a device type on a machine without an accelerator.
-
-    It asks `torch.accelerator.current_accelerator().type` in three places (tensor parallelism of
-    the transformer and of the text encoder, data parallelism of the VAE), which is None there.
-    """
-    if device.type != "cpu":
-        yield
-        return
-    original = torch.accelerator.current_accelerator
-    torch.accelerator.current_accelerator = lambda *_, **__: torch.device("cpu")
-    try:
-        yield
-    finally:
-        torch.accelerator.current_accelerator = original
