@@ -227,9 +227,9 @@ def _article(word: str) -> str:
 def _places(relation: Relation | None, rng: np.random.Generator | None) -> list[Point]:
     """Give the centre of each thing, as shares of width and height."""
     if relation is None:
-        return [(0.5 + _jitter(rng, 0.05), 0.5 + _jitter(rng, 0.05))]
+        return [(0.5 + _jitter(rng, 0.03), 0.5 + _jitter(rng, 0.03))]
     along = [0.25 + _jitter(rng, 0.02), 0.75 + _jitter(rng, 0.02)]
-    across = [0.5 + _jitter(rng, 0.05), 0.5 + _jitter(rng, 0.05)]
+    across = [0.5 + _jitter(rng, 0.03), 0.5 + _jitter(rng, 0.03)]
     if relation in {Relation.RIGHT, Relation.BELOW}:
         along.reverse()
     if relation in {Relation.LEFT, Relation.RIGHT}:
