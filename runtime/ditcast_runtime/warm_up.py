@@ -84,10 +84,13 @@ def _unsharded(launch: Launch, reason: str) -> Problem:
     if parallelism is None or parallelism.ulysses_anything:
         return Problem("model", f"the warm-up failed: {reason}")
     degree = parallelism.context_parallel_degree
-    return Problem(
-        "parallelism.ulysses_anything",
+    lengths = (
         f"prompts of this pipeline vary in length, and {degree} ranks cannot share every length"
-        f" without it; leave it unset ({reason})",
+    )
+    if parallelism.ring_degree > 1:
+        return Problem("parallelism.ring_degree", f"{lengths} by a ring: use Ulysses ({reason})")
+    return Problem(
+        "parallelism.ulysses_anything", f"{lengths} without it; leave it unset ({reason})"
     )
 
 
