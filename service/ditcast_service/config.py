@@ -53,7 +53,7 @@ class ServerConfig(EngineConfig):
 FIELDS = fields_of(ServerConfig, without=frozenset({"acceleration"}))
 _BY_NAME = {field.name: field for field in FIELDS}
 
-CLIENT_VARIABLES = frozenset({"DITCAST_ADDRESS"})
+CLIENT_VARIABLES = frozenset({"DITCAST_ADDRESS", "DITCAST_TLS_CA", "DITCAST_TOKEN_FILE"})
 """Variables with the same prefix that are the client's and not ours to judge."""
 
 

@@ -15,6 +15,7 @@ from ditcast.v1.acceleration_pb2 import Configuration
 from ditcast.v1.capabilities_pb2 import Capabilities
 from ditcast.v1.diffusion_service_pb2 import ConfigureResponse, GenerateRequest
 from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState, GenerationSummary
+from ditcast_client.access import Token
 from ditcast_client.client import CONFIGURE_TIMEOUT, Client
 from ditcast_client.fields import GenerateFields
 from ditcast_client.generation import Generation
@@ -113,10 +114,13 @@ class BlockingClient:
         address: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token | None = None,
         timeout: timedelta = timedelta(seconds=30),
         reattach: timedelta = timedelta(seconds=60),
     ) -> None:
-        self._client = Client(address, credentials=credentials, timeout=timeout, reattach=reattach)
+        self._client = Client(
+            address, credentials=credentials, token=token, timeout=timeout, reattach=reattach
+        )
         self._loop = _LoopThread()
 
     def generate(

@@ -26,6 +26,7 @@ from ditcast.v1.diffusion_service_pb2 import (
 )
 from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
 from ditcast.v1.generation_pb2 import DisconnectPolicy, GenerationState, GenerationSummary
+from ditcast_client.access import Token, authorize
 from ditcast_client.attachment import Attachment, Patience
 from ditcast_client.errors import from_rpc_error
 from ditcast_client.fields import GenerateFields, request_from
@@ -61,7 +62,9 @@ class Client:
 
     Args:
         address: A gRPC target: "host:port", "unix:/path", "dns:///name:port".
-        credentials: TLS, and whatever call credentials go with it; None: without encryption.
+        credentials: TLS (`ditcast_client.access.tls` reads files); None: without encryption.
+        token: A bearer token, or what gives it anew for each call; None: none is sent. Without
+            TLS it can be read on the way.
         timeout: How long calls other than generations may take.
         reattach: How long to come back to a generation after its connection broke; 0: not at all.
     """
@@ -71,11 +74,13 @@ class Client:
         address: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token | None = None,
         timeout: timedelta = timedelta(seconds=30),
         reattach: timedelta = timedelta(seconds=60),
     ) -> None:
         self.address = address
         self._credentials = credentials
+        self._token = token
         self._timeout_seconds = timeout.total_seconds()
         self._patience = Patience(limit=reattach.total_seconds())
         self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
@@ -231,7 +236,10 @@ class Client:
 
     @cached_property
     def _stub(self) -> DiffusionServiceAsyncStub:
-        return DiffusionServiceStub(self._channel)
+        stub = DiffusionServiceStub(self._channel)
+        if self._token is not None:
+            authorize(stub, self._token)
+        return stub
 
     async def _unary(
         self,

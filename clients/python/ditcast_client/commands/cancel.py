@@ -6,7 +6,7 @@ import argparse
 
 from ditcast_client import exits
 from ditcast_client.blocking import BlockingClient
-from ditcast_client.commands.command import add_address
+from ditcast_client.commands.command import access, add_address
 from ditcast_client.report import state_word
 
 
@@ -20,7 +20,7 @@ class Cancel:
 
     def run(self, options: argparse.Namespace) -> int:
         """Cancel it; one that had ended stays as it is, which is no failure."""
-        with BlockingClient(options.address) as client:
+        with BlockingClient(options.address, **access(options)) as client:
             state = client.cancel(options.request_id)
         print(f"{options.request_id} was {state_word(state)}")
         return exits.DONE

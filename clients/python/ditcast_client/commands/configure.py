@@ -16,7 +16,7 @@ from ditcast_client import exits
 from ditcast_client.blocking import BlockingClient
 from ditcast_client.client import CONFIGURE_TIMEOUT
 from ditcast_client.commands.assignments import read_assignments
-from ditcast_client.commands.command import UsageError, add_address
+from ditcast_client.commands.command import UsageError, access, add_address
 from ditcast_client.commands.configuration_files import read_cache_dit, read_configuration
 
 _IN_THE_WAY: Final = (Outcome.OUTCOME_NEEDS_RELOAD, Outcome.OUTCOME_REJECTED)
@@ -63,7 +63,7 @@ class Configure:
             raise UsageError(f"--timeout: {err}") from err
         if timeout <= timedelta():
             raise UsageError("--timeout: it must be over 0")
-        with BlockingClient(options.address) as client:
+        with BlockingClient(options.address, **access(options)) as client:
             if change is None:
                 change = client.configuration(options.rollback), _ALL
             configuration, update_mask = change

@@ -16,7 +16,7 @@ from ditcast.v1.diffusion_service_pb2 import GenerateRequest
 from ditcast.v1.generation_pb2 import DisconnectPolicy, OutputFormat, OutputOptions, Priority
 from ditcast_client import exits
 from ditcast_client.client import Client
-from ditcast_client.commands.command import UsageError, add_address
+from ditcast_client.commands.command import UsageError, access, add_address
 from ditcast_client.commands.output_files import FORMATS, resolve, write
 from ditcast_client.fields import GenerateFields, request_from
 from ditcast_client.interrupt import cancelling_on_interrupt
@@ -61,9 +61,10 @@ class Generate:
         """Generate, write and report."""
         path, form = resolve(options.output, options.format)
         request = build_request(options, form)
+        client = Client(options.address, **access(options))
         view = choose_view(options.address, as_json=options.json)
         with view:
-            result = asyncio.run(_generate(options.address, request, view))
+            result = asyncio.run(_generate(client, request, view))
             view.finish(result, write(result.outputs, path))
         return exits.DONE
 
@@ -97,8 +98,8 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
         raise UsageError(str(err)) from err
 
 
-async def _generate(address: str, request: GenerateRequest, view: View) -> Result:
-    async with Client(address) as client, client.generate(request) as generation:
+async def _generate(client: Client, request: GenerateRequest, view: View) -> Result:
+    async with client, client.generate(request) as generation:
         with cancelling_on_interrupt(generation):
             async for event in generation:
                 view.show(event)

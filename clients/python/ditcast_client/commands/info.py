@@ -13,7 +13,7 @@ from ditcast.v1.capabilities_pb2 import (
 )
 from ditcast_client import exits
 from ditcast_client.blocking import BlockingClient
-from ditcast_client.commands.command import add_address
+from ditcast_client.commands.command import access, add_address
 
 
 class Info:
@@ -26,7 +26,7 @@ class Info:
 
     def run(self, options: argparse.Namespace) -> int:
         """Ask and print."""
-        with BlockingClient(options.address) as client:
+        with BlockingClient(options.address, **access(options)) as client:
             capabilities, configuration = client.capabilities(), client.configuration()
         if options.json:
             print(_as_json(capabilities, configuration))

@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from ditcast.v1.generation_pb2 import GenerationState
 from ditcast_client import exits
 from ditcast_client.blocking import BlockingClient
-from ditcast_client.commands.command import UsageError, add_address
+from ditcast_client.commands.command import UsageError, access, add_address
 from ditcast_client.report import state_word
 
 _STATES = {state_word(number): number for number in GenerationState.values() if state_word(number)}
@@ -47,7 +47,7 @@ class List:
         if options.limit < 0:
             raise UsageError(f"--limit {options.limit} is less than 0")
         states = [_STATES[word] for word in options.state]
-        with BlockingClient(options.address) as client:
+        with BlockingClient(options.address, **access(options)) as client:
             found = client.list_generations(states=states, limit=options.limit or None)
         if options.json:
             for generation in found:

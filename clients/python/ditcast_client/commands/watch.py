@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ditcast_client import exits
 from ditcast_client.client import Client
-from ditcast_client.commands.command import add_address
+from ditcast_client.commands.command import access, add_address
 from ditcast_client.commands.output_files import place, write
 from ditcast_client.errors import LEFT_EARLY, Cancelled
 from ditcast_client.interrupt import leaving_on_interrupt
@@ -37,10 +37,11 @@ class Watch:
     def run(self, options: argparse.Namespace) -> int:
         """Watch, write and report; Ctrl-C leaves the generation to its other readers."""
         path = place(options.output)
+        client = Client(options.address, **access(options))
         view = choose_view(options.address, as_json=options.json)
         try:
             with view:
-                result = asyncio.run(_watch(options.address, options.request_id, view))
+                result = asyncio.run(_watch(client, options.request_id, view))
                 view.finish(result, write(result.outputs, path))
         except Cancelled as err:
             if err.reason != LEFT_EARLY:
@@ -50,8 +51,8 @@ class Watch:
         return exits.DONE
 
 
-async def _watch(address: str, request_id: str, view: View) -> Result:
-    async with Client(address) as client, client.watch(request_id) as generation:
+async def _watch(client: Client, request_id: str, view: View) -> Result:
+    async with client, client.watch(request_id) as generation:
         with leaving_on_interrupt(generation):
             async for event in generation:
                 view.show(event)
