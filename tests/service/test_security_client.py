@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from tests.service.test_security import CALLERS, OPERATOR, STUDIO, Door, door
 
 from ditcast_client import Client
 from ditcast_client.access import TokenFile, tls
-from ditcast_client.errors import DitcastError
+from ditcast_client.errors import DigestMismatch, DitcastError
 
 
 def run(made: Door, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +36,8 @@ async def test_the_client_shows_its_token_in_every_call(tmp_path: Path) -> None:
         file.write_text(f"{STUDIO}\n")
         credentials = tls(tmp_path / "ca.pem")
         async with Client(made.address, credentials=credentials, token=TokenFile(file)) as client:
-            assert [event async for event in client.generate(prompt="x")]
+            with contextlib.suppress(DigestMismatch):  # Of the fake engine's receipt.
+                await client.generate(prompt="x").result()
             await client.configuration()
             (tmp_path / "callers.yaml").write_text(CALLERS.replace(STUDIO, "quite another token"))
             with pytest.raises(DitcastError):
@@ -53,7 +55,8 @@ async def test_the_client_shows_its_certificate(tmp_path: Path) -> None:
         issued.cert_chain_pems[0].write_to_path(str(tmp_path / "own.pem"))
         credentials = tls(tmp_path / "ca.pem", tmp_path / "own.pem", tmp_path / "own.key")
         async with Client(made.address, credentials=credentials) as client:
-            assert [event async for event in client.generate(prompt="x")]
+            with contextlib.suppress(DigestMismatch):  # Of the fake engine's receipt.
+                await client.generate(prompt="x").result()
         assert made.engine.identities == ["press.example.org"]
 
 
