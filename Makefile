@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PROTOS := $(wildcard proto/ditcast/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak proto proto-check clean
+.PHONY: help demo test check bench soak docs proto proto-check clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1
 PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto --grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) \
 	proto/ditcast/v1/diffusion_service.proto
 endef
+
+docs: $(INSTALLED) ## Write the references in docs/ that are made of the code and the contract.
+	$(BIN)/python -m tests.docs.reference
 
 proto: $(INSTALLED) ## Generate the Python code of the contract again.
 	rm -f proto/gen/ditcast/v1/*_pb2*
