@@ -31,6 +31,7 @@ from ditcast_runtime.loading import resolve_device
 from ditcast_runtime.messages import Launch, Outcome, Run
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.rank import Inbox
+from ditcast_runtime.source import locate
 from ditcast_runtime.warm_up import warm_up
 
 
@@ -74,9 +75,10 @@ class _Bench:
         self._inbox = Inbox(channel, launch)
         self._control = ControlGroup(launch.rank, launch.world_size)
         device = resolve_device(launch.device, launch.rank)
-        self._pipeline = Pipeline.load(launch, device, lambda _: None)
-        defaults = facts.model_defaults(facts.resolve_folder(launch))
-        found = facts.describe(self._pipeline, launch, "", defaults)
+        source = locate(launch)
+        self._pipeline = Pipeline.load(launch, source.folder, device, lambda *_: None)
+        defaults = facts.model_defaults(source.folder)
+        found = facts.describe(self._pipeline, launch, source, defaults)
         warm_up(self._pipeline, launch, found)
         self._separate_cfg = found.separate_cfg
         self._parameters = _parameters(launch, steps)

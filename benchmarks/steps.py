@@ -25,6 +25,7 @@ from ditcast_runtime.messages import Launch, Report
 from ditcast_runtime.settings import (
     Acceleration,
     Disabled,
+    LoadingSettings,
     load_acceleration,
     resolve_parallelism,
 )
@@ -194,8 +195,10 @@ def _launch(rank: int, world_size: int, folder: Path) -> Launch:
         stacks=str(folder / f"stacks-{rank}"),
         model=str(STARTER_MODEL),
         model_revision="",
-        dtype="auto",
+        variant="",
         device="cpu",
+        loading=LoadingSettings(),
+        warm_up=(),
         acceleration=Acceleration(
             cache=dataclasses.replace(cache, method=method), parallelism=parallelism
         ),

@@ -12,8 +12,10 @@ from pathlib import Path
 from ditcast_runtime.settings import (
     Acceleration,
     CacheSettings,
+    LoadingSettings,
     ParallelismSettings,
     QuantizeSettings,
+    WarmUp,
 )
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "qwen-image-starter"
@@ -45,6 +47,19 @@ class Configuration:
     quantize: QuantizeSettings | None
     attention_backend: str | None
     defaults: GenerationDefaults
+    loading: LoadingSettings = field(default_factory=LoadingSettings)
+
+    @property
+    def acceleration(self) -> Acceleration:
+        """What of it the ranks make cache-dit's own settings of."""
+        # On one rank there is nothing to split, and cache-dit refuses a split of nothing.
+        split = self.parallelism.world_size > 1
+        return Acceleration(
+            cache=self.cache,
+            parallelism=self.parallelism if split else None,
+            quantize=self.quantize,
+            attention_backend=self.attention_backend,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +72,16 @@ class EngineConfig:
     """Branch, tag or commit on the hub. Empty: the hub's default. Ignored for a folder."""
     world_size: int = 1
     """Ranks in the group, 1 to 64: one process and, on CUDA, one device each."""
-    dtype: str = "auto"
-    """float32, bfloat16 or float16. auto: float32 on cpu, bfloat16 elsewhere."""
+    variant: str = ""
+    """Variant of the weight files to load, such as fp16. Components that have none of it are loaded
+    without."""
     device: str = "auto"
     """cpu or cuda. auto: cuda where there is one, else cpu."""
+    loading: LoadingSettings = field(default_factory=LoadingSettings)
+    """How the weights are loaded, placed and compiled; each of its fields is a flag."""
+    warm_up: tuple[WarmUp, ...] = ()
+    """Sizes to run before serving, `WIDTHxHEIGHT[xFRAMES][@STEPS]`, such as 1024x1024 or
+    832x480x81@4; with commas, or by repeating the flag. The model's own size is always run."""
     acceleration: Acceleration = field(default_factory=Acceleration)
     """What the cache-dit file says; see `--cache-dit-config`."""
 

@@ -28,7 +28,7 @@ from ditcast_runtime.group import Group
 from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.messages import Facts
 from ditcast_runtime.runner import Runner
-from ditcast_runtime.settings import Acceleration, resolve_parallelism
+from ditcast_runtime.settings import resolve_parallelism
 from ditcast_runtime.summary import Summary
 
 __all__ = ["Encode", "Engine", "Generation", "Phase", "Submission"]
@@ -59,7 +59,7 @@ class Engine:
         self._config = config
         self._json_logs = json_logs
         self._log_level = log_level
-        self._configurations = [_first_configuration(config)]
+        self._configurations = [first_configuration(config)]
         self._writing = asyncio.Lock()
         self._initial = self._configurations[0]
         self._facts: Facts | None = None
@@ -249,13 +249,7 @@ class Engine:
     def _make_group(self, epoch: int, configuration: Configuration) -> Group:
         return Group(
             self._config,
-            Acceleration(
-                cache=configuration.cache,
-                # On one rank there is nothing to split, and cache-dit refuses a split of nothing.
-                parallelism=configuration.parallelism if self._config.world_size > 1 else None,
-                quantize=configuration.quantize,
-                attention_backend=configuration.attention_backend,
-            ),
+            configuration,
             epoch,
             self._folder,
             json_logs=self._json_logs,
@@ -270,7 +264,7 @@ class Engine:
         return Receipt(
             parameters=generation.parameters,
             model_id=self._config.model_id,
-            model_revision=self._config.model_revision or None,
+            model_revision=self.facts.model_revision or None,
             weights_digest=self.facts.weights_digest,
             library_versions=self.facts.library_versions,
             world_size=self._config.world_size,
@@ -309,7 +303,7 @@ class Engine:
             listener(phase)
 
 
-def _first_configuration(config: EngineConfig) -> Configuration:
+def first_configuration(config: EngineConfig) -> Configuration:
     """Settle what the server starts with; its defaults come with the model."""
     acceleration = config.acceleration
     return Configuration(
@@ -321,10 +315,11 @@ def _first_configuration(config: EngineConfig) -> Configuration:
         quantize=acceleration.quantize,
         attention_backend=acceleration.attention_backend,
         defaults=GenerationDefaults(),
+        loading=config.loading,
     )
 
 
 def _needs_reload(current: Configuration, wanted: Configuration) -> bool:
     """Say whether only new ranks can hold it: all but cache and defaults is fixed at the load."""
-    fixed = ("parallelism", "quantize", "attention_backend")
+    fixed = ("parallelism", "quantize", "attention_backend", "loading")
     return any(getattr(current, name) != getattr(wanted, name) for name in fixed)

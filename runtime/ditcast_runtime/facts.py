@@ -5,7 +5,6 @@ From its signature, its configuration and cache-dit's registry, never from a lis
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import inspect
 import math
@@ -14,7 +13,6 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import msgspec
 import torch
 import yaml
@@ -31,7 +29,9 @@ from ditcast_runtime.messages import (
     TransformerFact,
 )
 from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.placement import components_with_weights, loading_faults, main_dtype
 from ditcast_runtime.settings import Problem
+from ditcast_runtime.source import Source
 
 OWN_FIELDS = frozenset(
     {
@@ -86,7 +86,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit", "safetensors", 
 
 
 def describe(
-    pipeline: Pipeline, launch: Launch, digest: str, defaults: GenerationDefaults
+    pipeline: Pipeline, launch: Launch, source: Source, defaults: GenerationDefaults
 ) -> Facts:
     """Gather the facts that feed validation and GetCapabilities."""
     width, height = _default_size(pipeline.pipe)
@@ -97,10 +97,13 @@ def describe(
     return Facts(
         pipeline_class=type(pipeline.pipe).__name__,
         scheduler_class=_class_name(getattr(pipeline.pipe, "scheduler", None)),
-        weights_digest=digest,
+        weights_digest=source.digest,
+        model_revision=source.revision,
+        components=components_with_weights(pipeline.pipe),
+        loading_faults=loading_faults(pipeline.pipe, accelerator),
         device=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        dtype=str(pipeline.pipe.dtype).removeprefix("torch."),
+        dtype=str(main_dtype(pipeline.pipe)).removeprefix("torch."),
         threads=torch.get_num_threads(),
         library_versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
         parameters=_parameters(pipeline.signature),
@@ -133,30 +136,6 @@ def separate_cfg(pipeline: Pipeline) -> SeparateCfg:
     if "true_cfg_scale" in pipeline.signature.parameters:
         return SeparateCfg.TRUE_CFG
     return SeparateCfg.GUIDANCE if pipeline.accelerator.has_separate_cfg else SeparateCfg.NEVER
-
-
-def resolve_folder(launch: Launch) -> Path:
-    """Give the folder that holds the model: it, or the hub's local copy of it."""
-    folder = Path(launch.model)
-    if folder.is_dir():
-        return folder
-    return Path(
-        huggingface_hub.snapshot_download(
-            launch.model,
-            revision=launch.model_revision or None,
-            allow_patterns=["*.json", "*.yaml"],
-        )
-    )
-
-
-def weights_digest(folder: Path) -> str:
-    """Hash every safetensors file's relative path and content, in the order of the paths."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def model_defaults(folder: Path) -> GenerationDefaults:

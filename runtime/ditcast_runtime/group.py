@@ -14,7 +14,7 @@ from typing import assert_never
 
 import structlog
 
-from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.config import Configuration, EngineConfig
 from ditcast_runtime.crash_report import CrashReport, now
 from ditcast_runtime.member import Member, how_it_ended
 from ditcast_runtime.messages import (
@@ -37,7 +37,6 @@ from ditcast_runtime.messages import (
     Step,
     WarmingUp,
 )
-from ditcast_runtime.settings import Acceleration
 
 log = structlog.get_logger()
 
@@ -90,7 +89,7 @@ class Group:
     def __init__(
         self,
         config: EngineConfig,
-        acceleration: Acceleration,
+        configuration: Configuration,
         epoch: int,
         folder: Path,
         *,
@@ -101,7 +100,7 @@ class Group:
     ) -> None:
         self.epoch = epoch
         self._config = config
-        self._acceleration = acceleration
+        self._configuration = configuration
         self._store = folder / f"epoch-{epoch}"
         self._json_logs = json_logs
         self._log_level = log_level
@@ -118,6 +117,8 @@ class Group:
         self._limited_by = ""
         self.explanation = ""
         """Why the group is lost; empty while it is not."""
+        self.on_loading: Callable[[Loading], None] = lambda _: None
+        """Hears of each sign of progress of a rank that loads."""
 
     async def start(self) -> Facts:
         """Start all ranks and wait until each is loaded and warmed up; give rank 0's facts.
@@ -243,9 +244,11 @@ class Group:
             stacks=str(stacks),
             model=self._config.model_source,
             model_revision=self._config.model_revision,
-            dtype=self._config.dtype,
+            variant=self._config.variant,
             device=self._config.device,
-            acceleration=self._acceleration,
+            acceleration=self._configuration.acceleration,
+            loading=self._configuration.loading,
+            warm_up=self._config.warm_up,
             threads=self._threads,
             json_logs=self._json_logs,
             log_level=self._log_level,
@@ -263,7 +266,7 @@ class Group:
             case Alive():
                 pass
             case Loading():
-                self._limit(self._config.load_timeout, "loading showed no progress")
+                self._goes_on(report)
             case WarmingUp():
                 self._warming.add(rank)
                 self._limit(self._config.warm_up_timeout, "the warm-up took too long")
@@ -277,6 +280,12 @@ class Group:
                 self._pass_on(rank, report, descriptor)
             case _:
                 assert_never(report)
+
+    def _goes_on(self, report: Loading) -> None:
+        # The warm-up has a limit of its own, for all of it.
+        if report.rank not in self._warming:
+            self._limit(self._config.load_timeout, "loading showed no progress")
+        self.on_loading(report)
 
     def _pass_on(
         self,

@@ -13,7 +13,7 @@ import msgspec
 from ditcast_runtime.config import GenerationDefaults
 from ditcast_runtime.events import RankMemory, TransformerDecision
 from ditcast_runtime.generation import KeywordValue, Parameters, SeparateCfg
-from ditcast_runtime.settings import Acceleration, CacheSettings
+from ditcast_runtime.settings import Acceleration, CacheSettings, LoadingSettings, WarmUp
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -28,9 +28,13 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """File for faulthandler's stacks, in the same folder."""
     model: str
     model_revision: str
-    dtype: str
+    variant: str
+    """Of the weight files, such as fp16; empty: none."""
     device: str
     acceleration: Acceleration
+    loading: LoadingSettings
+    warm_up: tuple[WarmUp, ...]
+    """What to run before the first command, besides what every pipeline runs."""
     threads: int
     json_logs: bool
     log_level: str
@@ -122,6 +126,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_class: str = ""
     """Empty: the pipeline has none."""
     weights_digest: str
+    model_revision: str = ""
+    """The commit on the hub that is loaded; empty for a folder."""
+    components: tuple[str, ...] = ()
+    """Those with weights."""
+    loading_faults: dict[str, str] = {}
+    """Why it cannot be loaded in some way, by `field` or `field=value` of the settings."""
     device: str
     device_name: str
     dtype: str
@@ -175,6 +185,10 @@ class Loading(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     rank: int
     stage: str
     seconds: float
+    """Since the rank began to load."""
+    bytes_done: int = 0
+    bytes_total: int = 0
+    """0: not known."""
 
 
 class WarmingUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):

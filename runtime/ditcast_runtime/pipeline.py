@@ -7,7 +7,7 @@ configuration and cache-dit's registry (`facts`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ from ditcast_runtime.arguments import call_arguments, check_inputs
 from ditcast_runtime.generation import Parameters
 from ditcast_runtime.messages import Launch
 from ditcast_runtime.outputs import to_pixels
+from ditcast_runtime.placement import Placement, check_placement
 from ditcast_runtime.preflight import check_acceleration
+from ditcast_runtime.source import Report
 from ditcast_runtime.steps import Stages, Watcher
 
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -37,11 +39,16 @@ class Pipeline:
         self._returned = False
 
     @classmethod
-    def load(cls, launch: Launch, device: torch.device, report: Callable[[str], None]) -> Pipeline:
-        """Load the weights, place them and enable cache-dit."""
-        pipe = loading.load(launch, device, report)
-        report("enabling cache-dit")
+    def load(
+        cls, launch: Launch, folder: Path, device: torch.device, report: Report
+    ) -> Pipeline:
+        """Load the weights, place them, enable cache-dit and have compiled what is to be."""
+        pipe = loading.load(folder, launch.variant, launch.loading, device, report)
+        report("placing on the device")
+        placement = Placement(pipe, launch.loading, device)
         accelerator = Accelerator(pipe, launch.acceleration, launch.world_size, device)
+        accelerator.switching = placement.lifted
+        check_placement(launch, pipe, accelerator, device)
         check_acceleration(
             launch.acceleration,
             launch.world_size,
@@ -50,8 +57,11 @@ class Pipeline:
             accelerator.block_lists,
             device,
         )
+        placement.place(accelerator.block_lists)
         pipeline = cls(pipe, accelerator, device)
+        report("enabling cache-dit")
         accelerator.enable()
+        placement.finish()
         return pipeline
 
     def prepare(self, parameters: Parameters, *, two_passes: bool) -> dict[str, Any]:

@@ -10,7 +10,6 @@ always make the same number of votes.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import ctypes
 import faulthandler
 import logging
@@ -20,12 +19,9 @@ import signal
 import socket
 import sys
 import threading
-from datetime import timedelta
 
 import msgspec
 import structlog
-import torch
-import torch.distributed as dist
 
 from ditcast_runtime import facts, logs
 from ditcast_runtime.broadcast import Ballot, ControlGroup, ControlLost
@@ -39,7 +35,6 @@ from ditcast_runtime.execution import (
     refused_field,
 )
 from ditcast_runtime.generation import SeparateCfg
-from ditcast_runtime.loading import resolve_device
 from ditcast_runtime.messages import (
     Alive,
     Broadcast,
@@ -50,16 +45,13 @@ from ditcast_runtime.messages import (
     Failed,
     FailureKind,
     Launch,
-    Loading,
     Outcome,
     Ready,
     Run,
     Shutdown,
-    WarmingUp,
 )
 from ditcast_runtime.pipeline import Pipeline
-from ditcast_runtime.steps import Stopwatch
-from ditcast_runtime.warm_up import warm_up
+from ditcast_runtime.start import start
 
 log = structlog.get_logger()
 
@@ -236,56 +228,6 @@ def _open_stacks(path: str) -> None:
     faulthandler.register(signal.SIGUSR1, file)
 
 
-def _join(launch: Launch, device: torch.device) -> None:
-    """Join the data group; its rendezvous is a file in the service's private folder, no port."""
-    if launch.world_size == 1:
-        return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{launch.store}",
-        rank=launch.rank,
-        world_size=launch.world_size,
-        # The service's watchdogs are far shorter; this only frees what nobody watches.
-        timeout=timedelta(hours=2),
-        device_id=device if device.type == "cuda" else None,
-    )
-
-
-def _load(launch: Launch, channel: RankChannel, inbox: Inbox) -> Rank:
-    """Do everything that comes before the first command."""
-    watch = Stopwatch()
-    total = 0.0
-
-    def report(stage: str) -> None:
-        nonlocal total
-        total += watch.lap()
-        log.info("loading", stage=stage, seconds=round(total, 1))
-        channel.send(Loading(epoch=launch.epoch, rank=launch.rank, stage=stage, seconds=total))
-
-    device = resolve_device(launch.device, launch.rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    torch.set_num_threads(launch.threads)
-    report("joining the group")
-    _join(launch, device)
-    control = ControlGroup(launch.rank, launch.world_size)
-    folder = facts.resolve_folder(launch)
-    defaults = facts.model_defaults(folder)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        # Beside the load, which leaves the files in the page cache.
-        digest = pool.submit(facts.weights_digest, folder)
-        pipeline = Pipeline.load(launch, device, report)
-        report("hashing the weights")
-        found = facts.describe(pipeline, launch, digest.result(), defaults)
-    channel.send(WarmingUp(epoch=launch.epoch, rank=launch.rank))
-    report("warming up")
-    warm_up(pipeline, launch, found)
-    rank = Rank(launch, channel, control, inbox, pipeline)
-    total += watch.lap()
-    channel.send(Ready(epoch=launch.epoch, rank=launch.rank, facts=found, seconds=total))
-    return rank
-
-
 def main() -> int:
     """Run one rank: the channel's descriptor is the only argument, all else comes through it."""
     parser = argparse.ArgumentParser(prog="ditcast_runtime.rank")
@@ -302,7 +244,9 @@ def main() -> int:
     logging.captureWarnings(capture=True)
     inbox = Inbox(channel, launch)
     try:
-        rank = _load(launch, channel, inbox)
+        started = start(launch, channel)
+    except ControlLost:
+        return 4  # Rank 0 has said why it cannot serve, or is gone.
     except (ConfigError, OSError, ValueError, TypeError, AssertionError) as error:
         # What is wrong with the model or the settings will be wrong again: say so, do not restart.
         log.exception("cannot serve")
@@ -315,6 +259,11 @@ def main() -> int:
             )
         )
         return 3
+    rank = Rank(launch, channel, started.control, inbox, started.pipeline)
+    ready = Ready(
+        epoch=launch.epoch, rank=launch.rank, facts=started.facts, seconds=started.seconds
+    )
+    channel.send(ready)
     try:
         rank.loop()
     except ControlLost as lost:

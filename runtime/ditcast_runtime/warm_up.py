@@ -1,8 +1,11 @@
-"""One run before the rank says that it is ready, and the switch to the configured cache."""
+"""The runs before the rank says that it is ready, and the switch to the configured cache."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
+
+import structlog
 
 from ditcast_runtime.arguments import call_arguments
 from ditcast_runtime.errors import ConfigError
@@ -11,7 +14,9 @@ from ditcast_runtime.generation import OutputOptions, Parameters, SeparateCfg
 from ditcast_runtime.messages import Facts, Launch
 from ditcast_runtime.outputs import NotFinite
 from ditcast_runtime.pipeline import Pipeline
-from ditcast_runtime.settings import Disabled, Problem
+from ditcast_runtime.settings import Compile, Disabled, Problem, WarmUp
+
+log = structlog.get_logger()
 
 _WARM_UP_STEPS = 2
 
@@ -30,11 +35,12 @@ class _Silent:
 
 
 def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
-    """Run once under the load's cache, then switch to the configured one and verify it.
+    """Run once under the load's cache, switch to the configured one, and run what was asked for.
 
     With two passes where there can be two: cache-dit cannot switch a sharded pipeline that never
-    ran, and what a first pass allocates should not count for the first generation.
+    ran, and what a first pass allocates or compiles should not count for the first generation.
     """
+    _check_asked(launch, found)
     width, height = _warm_up_size(found)
     taken = pipeline.signature.parameters
     parameters = Parameters(
@@ -54,17 +60,63 @@ def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
     )
     for prompt in _warm_up_prompts(launch):
         changed = dataclasses.replace(parameters, prompt=prompt)
-        try:
-            pipeline.run(call_arguments(pipeline.signature, changed), _Silent())
-        except AssertionError as error:
-            raise ConfigError((_unsharded(launch, str(error)),)) from error
-        except NotFinite as error:
-            reason = f"in {found.dtype} it puts out NaN or infinity, in the warm-up already"
-            raise ConfigError((Problem("model", reason),)) from error
-        pipeline.clean_up(None)
+        _run(pipeline, changed, launch, found)
     steps = _usual_steps(launch, found)
     two = two_passes(found.separate_cfg, parameters)
     pipeline.prepare(dataclasses.replace(parameters, num_inference_steps=steps), two_passes=two)
+    for asked in launch.warm_up:
+        changed = dataclasses.replace(
+            parameters,
+            width=asked.width,
+            height=asked.height,
+            num_frames=asked.num_frames,
+            num_inference_steps=asked.num_inference_steps,
+        )
+        _run(pipeline, changed, launch, found)
+
+
+def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Facts) -> None:
+    """Run once, and tell the log how long it took."""
+    began = time.monotonic()
+    try:
+        pipeline.run(call_arguments(pipeline.signature, parameters), _Silent())
+    except AssertionError as error:
+        raise ConfigError((_unsharded(launch, str(error)),)) from error
+    except NotFinite as error:
+        reason = f"in {found.dtype} it puts out NaN or infinity, in the warm-up already"
+        raise ConfigError((Problem("model", reason),)) from error
+    pipeline.clean_up(None)
+    run = WarmUp(
+        parameters.width,
+        parameters.height,
+        parameters.num_frames,
+        parameters.num_inference_steps,
+    )
+    log.info("warmed up", run=str(run), seconds=round(time.monotonic() - began, 3))
+
+
+def _check_asked(launch: Launch, found: Facts) -> None:
+    """Refuse sizes that this model cannot make, or that its ranks cannot share."""
+    problems = [
+        Problem("warm_up", f"{asked}: {reason}")
+        for asked in launch.warm_up
+        if (reason := _misfit(asked, found))
+    ]
+    if problems:
+        raise ConfigError(tuple(problems))
+
+
+def _misfit(asked: WarmUp, found: Facts) -> str:
+    unit = found.size_multiple
+    if asked.width % unit or asked.height % unit:
+        return f"both sides must be multiples of {unit} pixels for this model"
+    tokens = (asked.width // unit) * (asked.height // unit)
+    if tokens % found.shard_multiple:
+        parts = f"{found.shard_multiple} equal parts"
+        return f"it has {tokens} image tokens, which the ranks cannot split into {parts}"
+    if asked.num_frames is not None and not found.makes_videos:
+        return "the model makes no videos"
+    return ""
 
 
 def _warm_up_prompts(launch: Launch) -> list[str]:
@@ -75,7 +127,9 @@ def _warm_up_prompts(launch: Launch) -> list[str]:
     """
     parallelism = launch.acceleration.parallelism
     if parallelism is None or parallelism.ulysses_anything:
-        return ["warm-up"]
+        # Two lengths: the second one is when torch.compile learns that lengths vary.
+        longer = [] if launch.loading.compile is Compile.NONE else ["warm-up of another length"]
+        return ["warm-up", *longer]
     return ["a" + " a" * extra for extra in range(parallelism.context_parallel_degree)]
 
 

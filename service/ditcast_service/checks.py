@@ -28,6 +28,8 @@ from ditcast_runtime.settings import (
     resolve_parallelism,
 )
 from ditcast_service.callers import Callers
+from ditcast_service.fields import flag_of
+from ditcast_service.loading_checks import check_start
 from ditcast_service.tls import Certificates, TlsFiles
 
 if TYPE_CHECKING:
@@ -75,7 +77,6 @@ RANGES: Mapping[str, tuple[float, float]] = {
 """Both ends inclusive. A test asserts that every number of the configuration stands here."""
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
     "log_format": ("auto", "json", "console"),
     "log_level": ("debug", "info", "warning", "error"),
@@ -91,13 +92,15 @@ def check(config: ServerConfig, places: Mapping[str, str], problems: list[Proble
     """Add what is wrong to `problems`, and give the config with its cache-dit file read."""
 
     def where(name: str) -> str:
-        return places.get(name, "--" + name.replace("_", "-"))
+        return places.get(name, flag_of(name))
 
     _check_values(config, where, problems)
     _check_addresses(config, where, problems)
     _check_security(config, where, problems)
     _check_model(config, where, problems)
-    return _with_acceleration(config, where, problems)
+    config = _with_acceleration(config, where, problems)
+    problems += check_start(config, where)
+    return config
 
 
 def _check_values(config: EngineConfig, where: Where, problems: list[Problem]) -> None:

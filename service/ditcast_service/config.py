@@ -16,7 +16,7 @@ import yaml
 
 from ditcast_runtime.config import EngineConfig
 from ditcast_runtime.errors import ConfigError
-from ditcast_runtime.settings import Problem
+from ditcast_runtime.settings import LoadingSettings, Problem
 from ditcast_runtime.settings.problems import nearest
 from ditcast_service import checks
 from ditcast_service.fields import Field, fields_of, parse
@@ -50,7 +50,11 @@ class ServerConfig(EngineConfig):
     """debug, info, warning or error."""
 
 
-FIELDS = fields_of(ServerConfig, without=frozenset({"acceleration"}))
+LOADING_FIELDS = fields_of(LoadingSettings, without=frozenset())
+FIELDS = (
+    *fields_of(ServerConfig, without=frozenset({"acceleration", "loading"})),
+    *LOADING_FIELDS,
+)
 _BY_NAME = {field.name: field for field in FIELDS}
 
 CLIENT_VARIABLES = frozenset({"DITCAST_ADDRESS", "DITCAST_TLS_CA", "DITCAST_TOKEN_FILE"})
@@ -111,9 +115,10 @@ def _add(made: argparse.ArgumentParser, field: Field) -> None:
         return
     shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
     default = "" if shown in ("", None) else f" (default: {shown})"
-    repeated = field.kind not in (int, float, str, Path)
+    repeated = isinstance(field.default, tuple)
     made.add_argument(
         field.flag,
+        dest=field.name,
         action="append" if repeated else "store",
         metavar=field.name.rpartition("_")[2].upper(),
         help=text + default,
@@ -191,7 +196,9 @@ def _build(given: Mapping[str, _Given], problems: list[Problem]) -> ServerConfig
             values[name] = parse(_BY_NAME[name], each.value)
         except ValueError as error:
             problems.append(Problem(each.where, str(error)))
-    return replace(ServerConfig(), **values)
+    own = {field.name for field in LOADING_FIELDS} & values.keys()
+    loading = LoadingSettings(**{name: values.pop(name) for name in own})
+    return replace(ServerConfig(), loading=loading, **values)
 
 
 def names() -> Iterable[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import enum
 import inspect
 import math
 import textwrap
@@ -16,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+
+from ditcast_runtime.settings import WarmUp
 
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
@@ -28,19 +31,24 @@ class Field:
     name: str
     """The YAML key."""
     kind: object
-    """bool, int, float, str, Path or `tuple[str, ...]`."""
+    """bool, int, float, str, Path, an enum, or a tuple of texts, of pairs of them or of sizes."""
     default: object
     help: str
 
     @property
     def flag(self) -> str:
         """Its spelling on the command line."""
-        return "--" + self.name.replace("_", "-")
+        return flag_of(self.name)
 
     @property
     def variable(self) -> str:
         """Its spelling in the environment."""
         return "DITCAST_" + self.name.upper()
+
+
+def flag_of(name: str) -> str:
+    """Spell a setting's name on the command line, where a mapping is given one pair at a time."""
+    return "--" + name.replace("_", "-").replace("component-dtypes", "component-dtype")
 
 
 def fields_of(config: type, *, without: frozenset[str]) -> tuple[Field, ...]:
@@ -59,7 +67,7 @@ def fields_of(config: type, *, without: frozenset[str]) -> tuple[Field, ...]:
     )
 
 
-def parse(field: Field, value: object) -> object:
+def parse(field: Field, value: object) -> object:  # noqa: PLR0911 (a table)
     """Make the field's type of a text, or of what YAML made of one.
 
     Raises:
@@ -73,7 +81,37 @@ def parse(field: Field, value: object) -> object:
         return _real(value)
     if field.kind in (str, Path):
         return Path(_text(value)) if field.kind is Path else _text(value)
-    return _texts(value)
+    if isinstance(field.kind, type) and issubclass(field.kind, enum.Enum):
+        return _word(field.kind, value)
+    if field.kind == tuple[WarmUp, ...]:
+        return tuple(WarmUp.parse(text) for text in _parts(value))
+    return _pairs(value) if field.kind == tuple[tuple[str, str], ...] else _texts(value)
+
+
+def _word(kind: type[enum.Enum], value: object) -> enum.Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        words = ", ".join(str(each.value) for each in kind)
+        raise ValueError(f"{value!r:.40} is none of {words}") from None
+
+
+def _pairs(value: object) -> tuple[tuple[str, str], ...]:
+    """Take a mapping, or texts like `vae=float32`; the last of one name counts."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((_text(name), _text(each)) for name, each in value.items()))
+    pairs = {}
+    for text in _parts(value):
+        name, equals, each = text.partition("=")
+        if not (name and equals and each):
+            raise ValueError(f"{text!r:.40} is not NAME=VALUE")
+        pairs[name.strip()] = each.strip()
+    return tuple(sorted(pairs.items()))
+
+
+def _parts(value: object) -> tuple[str, ...]:
+    """Take texts of which each may have commas."""
+    return tuple(part for text in _texts(value) for part in _texts(text))
 
 
 def _boolean(value: object) -> bool:

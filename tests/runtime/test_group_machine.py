@@ -33,6 +33,7 @@ from tests.service.fakes import FACTS
 
 from ditcast_runtime import group as group_module
 from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.engine import first_configuration
 from ditcast_runtime.group import Group, GroupLost, ReceivedOutput, RunReport
 from ditcast_runtime.messages import (
     Alive,
@@ -44,7 +45,6 @@ from ditcast_runtime.messages import (
     Run,
     WarmingUp,
 )
-from ditcast_runtime.settings import Acceleration
 
 ALIVE_TIMEOUT = 3.0
 
@@ -91,7 +91,7 @@ class GroupMachine(RuleBasedStateMachine):
         async def make() -> asyncio.Task[Any]:
             self.group = Group(
                 config,
-                Acceleration(),
+                first_configuration(config),
                 self.epoch,
                 Path(self.folder.name),
                 json_logs=True,

@@ -5,6 +5,7 @@ runtime is the one place that makes cache-dit's own objects of it. Names are cac
 snake case, with *degree* for its *size*; defaults are cache-dit's own.
 
 `cache`, `parallelism`, `quantize`, `attention`: the settings and what may be wrong with them.
+`loading`, `warm_up`: what is fixed when the ranks load, and what they run first.
 `document`, `files`: all that one cache-dit file holds, read and written. `problems`: findings.
 """
 
@@ -33,6 +34,7 @@ from ditcast_runtime.settings.document import (
     parse_acceleration,
 )
 from ditcast_runtime.settings.files import MAX_FILE_BYTES, load_acceleration
+from ditcast_runtime.settings.loading import Compile, LoadingSettings, Offload, check_loading
 from ditcast_runtime.settings.parallelism import (
     AUTO_DEGREE,
     ParallelismSettings,
@@ -48,6 +50,7 @@ from ditcast_runtime.settings.quantize import (
     check_quantize,
     quantize_options,
 )
+from ditcast_runtime.settings.warm_up import WarmUp
 
 __all__ = [
     "AUTO_DEGREE",
@@ -60,11 +63,14 @@ __all__ = [
     "CacheMethod",
     "CacheSettings",
     "Calibrator",
+    "Compile",
     "ComponentQuantization",
     "DBCache",
     "DBPrune",
     "Disabled",
     "FoCa",
+    "LoadingSettings",
+    "Offload",
     "ParallelismSettings",
     "Problem",
     "ProblemKind",
@@ -72,10 +78,12 @@ __all__ = [
     "SettingsError",
     "SvdqKwargs",
     "TaylorSeer",
+    "WarmUp",
     "cache_options",
     "calibrator_options",
     "check_attention_backend",
     "check_cache",
+    "check_loading",
     "check_parallelism",
     "check_quantize",
     "dump_acceleration",

@@ -1,0 +1,122 @@
+"""What a rank does before its first command: join the others, fetch the model, load, warm up.
+
+Rank 0 fetches and reads the weights while the others wait, so that a slow disk, or the hub, is read
+once; then all load at the same time, from the page cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+import torch
+import torch.distributed as dist
+
+from ditcast_runtime import facts
+from ditcast_runtime.broadcast import Ballot, ControlGroup
+from ditcast_runtime.channel import RankChannel
+from ditcast_runtime.loading import resolve_device
+from ditcast_runtime.messages import Facts, Launch, Loading, WarmingUp
+from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.source import Report, Source, fetch, locate
+from ditcast_runtime.steps import Stopwatch
+from ditcast_runtime.warm_up import warm_up
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A rank that can take commands."""
+
+    control: ControlGroup
+    pipeline: Pipeline
+    facts: Facts
+    seconds: float
+
+
+class Progress:
+    """Tells the service of each stage of loading, and the log once of each."""
+
+    def __init__(self, launch: Launch, channel: RankChannel) -> None:
+        self._launch = launch
+        self._channel = channel
+        self._watch = Stopwatch()
+        self._stage = ""
+        self.seconds = 0.0
+        """Since the rank began to load."""
+
+    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+        """Report where loading is; `total` 0: it is not known how many bytes the stage has."""
+        self.lap()
+        if stage != self._stage:
+            self._stage = stage
+            sizes = {"bytes_done": done, "bytes_total": total} if total else {}
+            log.info("loading", stage=stage, seconds=round(self.seconds, 1), **sizes)
+        self._channel.send(
+            Loading(
+                epoch=self._launch.epoch,
+                rank=self._launch.rank,
+                stage=stage,
+                seconds=self.seconds,
+                bytes_done=done,
+                bytes_total=total,
+            )
+        )
+
+    def lap(self) -> None:
+        """Count the time up to now."""
+        self.seconds += self._watch.lap()
+
+
+def start(launch: Launch, channel: RankChannel) -> Started:
+    """Load and warm up.
+
+    Raises:
+        ConfigError: the model cannot be served with these settings.
+        OSError, ValueError, TypeError, AssertionError: the libraries refused it.
+    """
+    report = Progress(launch, channel)
+    device = resolve_device(launch.device, launch.rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.set_num_threads(launch.threads)
+    report("joining the group")
+    _join(launch, device)
+    control = ControlGroup(launch.rank, launch.world_size)
+    source = _source(launch, control, report)
+    defaults = facts.model_defaults(source.folder)
+    pipeline = Pipeline.load(launch, source.folder, device, report)
+    found = facts.describe(pipeline, launch, source, defaults)
+    channel.send(WarmingUp(epoch=launch.epoch, rank=launch.rank))
+    report("warming up")
+    warm_up(pipeline, launch, found)
+    report.lap()
+    return Started(control, pipeline, found, report.seconds)
+
+
+def _join(launch: Launch, device: torch.device) -> None:
+    """Join the data group; its rendezvous is a file in the service's private folder, no port."""
+    if launch.world_size == 1:
+        return
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{launch.store}",
+        rank=launch.rank,
+        world_size=launch.world_size,
+        # The service's watchdogs are far shorter; this only frees what nobody watches.
+        timeout=timedelta(hours=2),
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def _source(launch: Launch, control: ControlGroup, report: Report) -> Source:
+    """Have rank 0 fetch and read the model, and the others find it where it then is."""
+    if launch.rank == 0:
+        source = fetch(launch, report)
+        control.vote(Ballot.GO_ON)
+        return source
+    report("waiting for rank 0 to read the weights")
+    control.vote(Ballot.GO_ON)
+    return locate(launch)
