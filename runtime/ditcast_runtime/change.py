@@ -1,25 +1,24 @@
-"""One change of the configuration on its way into force, and how its writer hears of it."""
+"""What waits for its turn between two generations, and how its writer hears what became of it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import ClassVar
 
 from ditcast_runtime.config import Configuration
 from ditcast_runtime.errors import RuntimeFailure
 
 
-class Change:
-    """What a writer wants; `commit` puts it into force in the moment in which the writer hears."""
+class Pending:
+    """Something that all ranks have to agree to; one writer waits for it."""
 
-    def __init__(
-        self, wanted: Configuration, *, reload: bool, commit: Callable[[Configuration], None]
-    ) -> None:
-        self.wanted = wanted
-        self.reload = reload
+    subject: ClassVar[str]
+    """The field that stands for all of it in a refusal."""
+
+    def __init__(self) -> None:
         self.interrupted = False
         """Whether ranks were lost while it was being put into force."""
-        self._commit = commit
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -32,14 +31,34 @@ class Change:
         await self._done
 
     def succeed(self) -> bool:
-        """Put it into force; False if its writer has given it up."""
+        """Tell the writer that it is in force; False if it was given up."""
         if self.given_up:
             return False
-        self._commit(self.wanted)
         self._done.set_result(None)
         return True
 
     def fail(self, failure: RuntimeFailure) -> None:
-        """Tell the writer, who may have given up, that the old configuration stays."""
+        """Tell the writer, who may have given up, that all stays as it was."""
         if not self._done.done():
             self._done.set_exception(failure)
+
+
+class Change(Pending):
+    """Another configuration; `commit` puts it into force as its writer hears of it."""
+
+    subject = "cache"
+
+    def __init__(
+        self, wanted: Configuration, *, reload: bool, commit: Callable[[Configuration], None]
+    ) -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.reload = reload
+        self._commit = commit
+
+    def succeed(self) -> bool:
+        """Put it into force; False if its writer has given it up."""
+        if self.given_up:
+            return False
+        self._commit(self.wanted)
+        return super().succeed()

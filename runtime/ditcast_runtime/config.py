@@ -62,6 +62,23 @@ class Configuration:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """A LoRA adapter: what it is loaded from, and under which name."""
+
+    name: str
+    """Under which requests call it."""
+    file: str
+    """Its file as callers know it: a listed folder's own name, and the path within it."""
+    path: str
+    """Where the ranks find the file."""
+    weights_digest: str
+    """SHA-256 of the file, in hexadecimal."""
+    size_bytes: int
+    components: tuple[str, ...] = ()
+    """What of the pipeline it changes; empty until the ranks have said."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """The engine's settings. Times are in seconds, sizes in bytes unless the name says more."""
@@ -84,6 +101,8 @@ class EngineConfig:
     832x480x81@4; with commas, or by repeating the flag. The model's own size is always run."""
     acceleration: Acceleration = field(default_factory=Acceleration)
     """What the cache-dit file says; see `--cache-dit-config`."""
+    adapters: tuple[Adapter, ...] = ()
+    """What the first ranks are to hold before they serve; see `--adapter`."""
 
     queue_capacity: int = 64
     """Generations that may wait, 1 to 100000; more are refused with RESOURCE_EXHAUSTED."""

@@ -14,7 +14,7 @@ import structlog
 
 from ditcast_runtime import crash_report, recovery
 from ditcast_runtime.accepted import Generation
-from ditcast_runtime.change import Change
+from ditcast_runtime.change import Change, Pending
 from ditcast_runtime.config import Configuration, EngineConfig
 from ditcast_runtime.errors import (
     ChangeRefused,
@@ -27,6 +27,7 @@ from ditcast_runtime.events import Restarted
 from ditcast_runtime.generation import State
 from ditcast_runtime.group import CannotLoad, Group, GroupLost
 from ditcast_runtime.ledger import Ledger
+from ditcast_runtime.loaded_adapters import AdapterChange, LoadedAdapters
 from ditcast_runtime.messages import Configure, Facts, Failed
 from ditcast_runtime.runner import Runner
 from ditcast_runtime.settings import CacheSettings, Disabled, Problem
@@ -59,6 +60,7 @@ class Dispatcher:
         config: EngineConfig,
         ledger: Ledger,
         runner: Runner,
+        adapters: LoadedAdapters,
         make_group: MakeGroup,
         configuration: Callable[[], Configuration],
         on_serving: Callable[[Facts], None],
@@ -67,6 +69,7 @@ class Dispatcher:
         self._config = config
         self._ledger = ledger
         self._runner = runner
+        self._adapters = adapters
         self._make_group = make_group
         self._configuration = configuration
         self._on_serving = on_serving
@@ -78,7 +81,7 @@ class Dispatcher:
         self._losses: deque[float] = deque(maxlen=config.crash_loop_losses)
         self._start_seconds = _UNKNOWN_SECONDS
         self.draining = False
-        self.change: Change | None = None
+        self.change: Pending | None = None
         """The one that waits for its turn between two generations."""
         self._reloading: Change | None = None
 
@@ -130,6 +133,9 @@ class Dispatcher:
         began = time.monotonic()
         self._ledger.estimates.serving_at = began + self._start_seconds
         facts = await group.start()
+        # Those that a reload cannot take along make it fail; the first ranks must hold all of them.
+        required = self._reloading is not None or not self._served
+        await self._adapters.restore(group, self._next_number, required=required)
         self._ledger.estimates.serves(facts.separate_cfg)
         self._start_seconds = time.monotonic() - began
         self._served = True
@@ -149,7 +155,7 @@ class Dispatcher:
         while True:
             if group.explanation:
                 raise GroupLost(group.explanation)
-            if self.change is not None:
+            if self.change is not None and not self._must_wait(self.change):
                 change, self.change = self.change, None
                 await self._apply(group, change)
                 continue
@@ -159,16 +165,45 @@ class Dispatcher:
             self._ledger.work.clear()
             await self._ledger.work.wait()
 
-    async def _run(self, group: Group, generation: Generation) -> None:
+    def _must_wait(self, change: Pending) -> bool:
+        """Say whether a generation that begins again still needs what would be removed."""
+        if not isinstance(change, AdapterChange) or change.loads:
+            return False
+        return any(
+            use.name == change.adapter.name
+            for generation in self._ledger.restarting
+            for use in generation.parameters.adapters
+        )
+
+    def _next_number(self) -> int:
         self._number += 1
-        if await self._runner.run(group, generation, self._number):
+        return self._number
+
+    async def _run(self, group: Group, generation: Generation) -> None:
+        if await self._runner.run(group, generation, self._next_number()):
             self._losses.clear()
         self._ledger.running = None
 
-    async def _apply(self, group: Group, change: Change) -> None:
+    async def _apply(self, group: Group, change: Pending) -> None:
         """Put a change into force on all ranks or none; `_Reload` where that takes new ranks."""
         if change.given_up:
             return
+        try:
+            match change:
+                case Change():
+                    await self._configure(group, change)
+                case AdapterChange():
+                    await self._adapters.apply(group, change, self._next_number)
+        except GroupLost as lost:
+            # Once is chance: it waits for the next ranks. What loses them twice would go on so.
+            if change.interrupted:
+                reason = f"the ranks were lost with it: {lost.explanation}"
+                change.fail(ChangeRefused((Problem(change.subject, reason, "unsupported"),)))
+            elif self.change is None:
+                change.interrupted, self.change = True, change
+            raise
+
+    async def _configure(self, group: Group, change: Change) -> None:
         if change.reload:
             self._reloading = change
             raise _Reload
@@ -176,16 +211,7 @@ class Dispatcher:
         if change.wanted.cache == current:
             change.succeed()
             return
-        try:
-            failures = await self._hold(group, change.wanted.cache)
-        except GroupLost as lost:
-            # Once is chance: it waits for the next ranks. What loses them twice would go on so.
-            if change.interrupted:
-                reason = f"the ranks were lost with it: {lost.explanation}"
-                change.fail(ChangeRefused((Problem("cache", reason, "unsupported"),)))
-            elif self.change is None:
-                change.interrupted, self.change = True, change
-            raise
+        failures = await self._hold(group, change.wanted.cache)
         if failures:
             problems = {Problem(failure.field or "cache", failure.message) for failure in failures}
             change.fail(ChangeRefused(tuple(problems)))
@@ -194,11 +220,13 @@ class Dispatcher:
 
     async def _hold(self, group: Group, cache: CacheSettings) -> list[Failed]:
         """Make all ranks hold cache settings; give what those said that could not."""
-        self._number += 1
         mask = None if isinstance(cache.method, Disabled) else cache.method.steps_computation_mask
         steps = len(mask) if isinstance(mask, tuple) else _MASK_STEPS
         command = Configure(
-            epoch=group.epoch, number=self._number, cache=cache, num_inference_steps=steps
+            epoch=group.epoch,
+            number=self._next_number(),
+            cache=cache,
+            num_inference_steps=steps,
         )
         async with aclosing(group.run(command, None)) as reports:
             return [report async for report in reports if isinstance(report, Failed)]

@@ -18,14 +18,23 @@ from pathlib import Path
 import structlog
 
 from ditcast_runtime.accepted import Generation, Submission
-from ditcast_runtime.change import Change
-from ditcast_runtime.config import Configuration, EngineConfig, GenerationDefaults
+from ditcast_runtime.change import Change, Pending
+from ditcast_runtime.config import Adapter, Configuration, EngineConfig, GenerationDefaults
 from ditcast_runtime.delivery import Delivery, Encode
 from ditcast_runtime.dispatcher import Dispatcher
-from ditcast_runtime.errors import ConfigError, NotServing, RanksLost, UnknownRevision
+from ditcast_runtime.errors import (
+    AdapterNameTaken,
+    AdapterRefused,
+    ConfigError,
+    NotServing,
+    RanksLost,
+    UnknownAdapter,
+    UnknownRevision,
+)
 from ditcast_runtime.generation import OutputDigest, Receipt, State
 from ditcast_runtime.group import Group
 from ditcast_runtime.ledger import Ledger
+from ditcast_runtime.loaded_adapters import AdapterChange, LoadedAdapters
 from ditcast_runtime.messages import Facts
 from ditcast_runtime.runner import Runner
 from ditcast_runtime.settings import resolve_parallelism
@@ -69,13 +78,20 @@ class Engine:
         self._folder = Path(tempfile.mkdtemp(prefix="ditcast-"))
         self._ledger = Ledger(config, self._folder, self._leave)
         self._delivery = Delivery(encode, self._pool, config.chunk_bytes)
+        self._adapters = LoadedAdapters(config.adapters)
         runner = Runner(
-            config, self._ledger, self._delivery, lambda: self.configuration, self._receipt
+            config,
+            self._ledger,
+            self._delivery,
+            lambda: self.configuration,
+            self._receipt,
+            self._adapters.hold,
         )
         self._dispatcher = Dispatcher(
             config,
             self._ledger,
             runner,
+            self._adapters,
             make_group=self._make_group,
             configuration=lambda: self.configuration,
             on_serving=self._serves,
@@ -162,10 +178,53 @@ class Engine:
             wanted = dataclasses.replace(plan(current), revision=current.revision)
             if wanted != current:
                 change = Change(wanted, reload=_needs_reload(current, wanted), commit=self._commit)
-                self._dispatcher.change = change
-                self._ledger.work.set()
-                await change.wait()
+                await self._put_into_force(change)
             return self.configuration
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """Those that are loaded, in the order of loading."""
+        return self._adapters.all
+
+    async def load_adapter(self, adapter: Adapter) -> Adapter:
+        """Load an adapter on all ranks or none, once no generation runs; give what is loaded.
+
+        Raises:
+            AdapterNameTaken: another file is loaded under its name.
+            AdapterRefused: the pipeline cannot hold it.
+            OutOfMemory: there is too little for it.
+            NotServing: before the first SERVING and while draining.
+        """
+        async with self._writing:
+            self._check_accepting()
+            if not self.facts.adapters_supported:
+                raise AdapterRefused(adapter.name, f"{self.facts.pipeline_class} takes no adapters")
+            known = self._adapters.get(adapter.name)
+            if known is None:
+                await self._put_into_force(AdapterChange(adapter, loads=True))
+            elif (known.file, known.weights_digest) != (adapter.file, adapter.weights_digest):
+                raise AdapterNameTaken(adapter.name, known.file)
+            # Between the order and here nothing else can have unloaded it: it has one writer.
+            return self._adapters.get(adapter.name) or adapter
+
+    async def unload_adapter(self, name: str) -> None:
+        """Remove an adapter from all ranks, once no generation runs.
+
+        Raises:
+            UnknownAdapter: none is loaded under this name.
+            NotServing: before the first SERVING and while draining.
+        """
+        async with self._writing:
+            self._check_accepting()
+            known = self._adapters.get(name)
+            if known is None:
+                raise UnknownAdapter(name)
+            await self._put_into_force(AdapterChange(known, loads=False))
+
+    async def _put_into_force(self, change: Pending) -> None:
+        self._dispatcher.change = change
+        self._ledger.work.set()
+        await change.wait()
 
     def _commit(self, wanted: Configuration) -> None:
         revision = self.configuration.revision + 1

@@ -267,6 +267,46 @@ class ChangeRefused(RuntimeFailure):
         super().__init__("; ".join(f"{problem.field}: {problem.reason}" for problem in problems))
 
 
+class AdapterRefused(RuntimeFailure):
+    """The pipeline, as it is loaded, cannot hold an adapter; no rank holds any of it.
+
+    Attributes:
+        name: the name that it was to have.
+        reason: what stands in the way.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"The adapter {name} cannot be loaded: {reason}.")
+
+
+class AdapterNameTaken(RuntimeFailure):
+    """Another file is loaded under this name.
+
+    Attributes:
+        name: the name.
+        file: what is loaded under it.
+    """
+
+    def __init__(self, name: str, file: str) -> None:
+        self.name = name
+        self.file = file
+        super().__init__(f"The adapter {name} is loaded from {file}; unload it first.")
+
+
+class UnknownAdapter(RuntimeFailure):
+    """No adapter is loaded under this name.
+
+    Attributes:
+        name: the name that was asked for.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"No adapter is loaded under the name {name!r}.")
+
+
 class ReloadFailed(RuntimeFailure):
     """The ranks could not be loaded with a configuration; the old one is back in force.
 

@@ -220,7 +220,8 @@ class Estimates:
 
     def _step_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
         size = (parameters.width, parameters.height, parameters.num_images)
-        return ("step", *size, parameters.cache, self._two_passes(parameters))
+        adapters = tuple(sorted(use.weights_digest for use in parameters.adapters))
+        return ("step", *size, parameters.cache, self._two_passes(parameters), adapters)
 
     def _prepare_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
         return ("prepare", parameters.num_images, self._two_passes(parameters))

@@ -82,7 +82,7 @@ _LISTS = {
     float: ParameterKind.FLOAT_LIST,
     str: ParameterKind.STR_LIST,
 }
-_LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit", "safetensors", "ditcast")
+_LIBRARIES = ("torch", "diffusers", "transformers", "cache-dit", "safetensors", "peft", "ditcast")
 
 
 def describe(
@@ -128,6 +128,7 @@ def describe(
         parallel_modes=_parallel_modes(pipeline),
         # Kernels of CUDA are only known to repeat themselves where torch is told to insist on it.
         deterministic=device.type == "cpu",
+        adapters_supported=pipeline.adapters.supported,
     )
 
 

@@ -21,7 +21,6 @@ from ditcast_runtime.messages import (
     Alive,
     Cancel,
     CannotServe,
-    Configure,
     Denoising,
     Ended,
     Facts,
@@ -29,6 +28,7 @@ from ditcast_runtime.messages import (
     FailureKind,
     Launch,
     Loading,
+    Order,
     Output,
     Ready,
     Report,
@@ -152,7 +152,7 @@ class Group:
         )
 
     async def run(
-        self, command: Run | Configure, step_limit: float | None
+        self, command: Run | Order, step_limit: float | None
     ) -> AsyncGenerator[RunReport, None]:
         """Run one generation: give every report about it until each rank is through with it.
 
@@ -173,7 +173,7 @@ class Group:
             if isinstance(report, Ended):
                 ended += 1
             if isinstance(report, Failed) and report.kind is FailureKind.SETTINGS_DIFFER:
-                self._lose(f"rank {report.rank} holds other cache settings than it was told")
+                self._lose(f"rank {report.rank} does not hold what it was told to")
                 raise GroupLost(self.explanation)
             failed = failed or isinstance(report, Failed)
             if failed or ended:

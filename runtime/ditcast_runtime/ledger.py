@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -101,6 +101,11 @@ class Ledger:
         self._known[_key(submission)] = generation
         self.work.set()
         return generation
+
+    @property
+    def restarting(self) -> Iterator[Generation]:
+        """Those that had begun, and wait to begin again."""
+        return (waiting for waiting in self._admission if waiting.state is State.RESTARTING)
 
     def take(self) -> Generation | None:
         """Take out the next to run, which is `running` until it is released."""

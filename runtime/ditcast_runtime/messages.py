@@ -59,6 +59,26 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A number of steps for which a ready-made step mask can be laid out."""
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Hold this adapter from now on, if all ranks can; `number` is as in `Run`."""
+
+    epoch: int
+    number: int
+    name: str
+    path: str
+    """A file in a folder that the operator listed."""
+    weights_digest: str
+    """SHA-256 that the file must have, in hexadecimal."""
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Hold this adapter no longer; `number` is as in `Run`."""
+
+    epoch: int
+    number: int
+    name: str
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Leave generation `number` at its next step boundary; nothing if it is over."""
 
@@ -72,9 +92,11 @@ class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     epoch: int
 
 
-Command = Launch | Run | Configure | Cancel | Shutdown
-Broadcast = Run | Configure | Shutdown
+Order = Configure | LoadAdapter | UnloadAdapter
+"""What changes between two generations, on all ranks or none."""
+Broadcast = Run | Order | Shutdown
 """What rank 0 passes on to the others."""
+Command = Launch | Broadcast | Cancel
 
 
 class ParameterKind(enum.StrEnum):
@@ -155,6 +177,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     cache_methods: tuple[Support, ...]
     parallel_modes: tuple[Support, ...]
     deterministic: bool
+    adapters_supported: bool = False
+    """Whether adapters can be loaded into the pipeline."""
 
 
 class FailureKind(enum.StrEnum):
@@ -280,6 +304,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     memory: RankMemory
     denoise_seconds: float
     decode_seconds: float
+    components: tuple[str, ...] = ()
+    """Of an adapter that was loaded: what of the pipeline it changes."""
 
 
 Report = (

@@ -14,6 +14,7 @@ import torch
 
 from ditcast_runtime import loading
 from ditcast_runtime.acceleration import Accelerator
+from ditcast_runtime.adapters import Adapters
 from ditcast_runtime.arguments import call_arguments, check_inputs
 from ditcast_runtime.generation import Parameters
 from ditcast_runtime.messages import Launch
@@ -32,6 +33,7 @@ class Pipeline:
     def __init__(self, pipe: Any, accelerator: Accelerator, device: torch.device) -> None:
         self.pipe = pipe
         self.accelerator = accelerator
+        self.adapters = Adapters(pipe)
         self.device = device
         self.signature = inspect.signature(pipe.__call__)
         names = inspect.unwrap(type(pipe).__call__).__code__.co_names
@@ -69,8 +71,9 @@ class Pipeline:
 
         Raises:
             ValueError, TypeError: the pipeline's own checks refused the arguments.
-            SettingsDiffer: the cache does not hold what it was told to.
+            SettingsDiffer: the pipeline does not hold what it was told to.
         """
+        self.adapters.select(parameters.adapters)
         arguments = call_arguments(self.signature, parameters)
         check_inputs(self.pipe, self.signature, arguments)
         self.accelerator.switch(

@@ -19,11 +19,12 @@ import signal
 import socket
 import sys
 import threading
+from typing import Any
 
 import msgspec
 import structlog
 
-from ditcast_runtime import facts, logs
+from ditcast_runtime import facts, logs, pictures
 from ditcast_runtime.broadcast import Ballot, ControlGroup, ControlLost
 from ditcast_runtime.channel import ChannelClosed, RankChannel
 from ditcast_runtime.errors import ConfigError
@@ -45,10 +46,12 @@ from ditcast_runtime.messages import (
     Failed,
     FailureKind,
     Launch,
+    LoadAdapter,
     Outcome,
     Ready,
     Run,
     Shutdown,
+    UnloadAdapter,
 )
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.start import start
@@ -69,12 +72,12 @@ class Inbox:
     def __init__(self, channel: RankChannel, launch: Launch) -> None:
         self._channel = channel
         self._launch = launch
-        self._commands: queue.SimpleQueue[Broadcast] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[Broadcast, int | None]] = queue.SimpleQueue()
         self._cancelled = 0
         threading.Thread(target=self._receive, name="inbox", daemon=True).start()
 
-    def next(self) -> Broadcast:
-        """Wait for the next command that all ranks have to hear of."""
+    def next(self) -> tuple[Broadcast, int | None]:
+        """Wait for the next command that all ranks have to hear of; with its descriptor, if any."""
         return self._commands.get()
 
     def cancelled(self, number: int) -> bool:
@@ -85,18 +88,21 @@ class Inbox:
         alive = Alive(epoch=self._launch.epoch, rank=self._launch.rank)
         while True:
             try:
-                command = self._channel.receive(_ALIVE_SECONDS)
-                if command is None:
+                received = self._channel.receive(_ALIVE_SECONDS)
+                if received is None:
                     self._channel.send(alive)
+                    continue
             except (ChannelClosed, OSError, msgspec.MsgspecError):
                 # Nobody is left to report to; a normal exit could wait for a stuck collective.
                 os._exit(5)
-            match command:
-                case Cancel():
+            match received.command:
+                case Cancel() as command:
                     self._cancelled = command.number
-                case Run() | Configure() | Shutdown():
-                    self._commands.put(command)
-                case None | Launch():
+                case (
+                    Run() | Configure() | LoadAdapter() | UnloadAdapter() | Shutdown()
+                ) as command:
+                    self._commands.put((command, received.descriptor))
+                case Launch():
                     pass
 
 
@@ -122,13 +128,18 @@ class Rank:
         """Receive, run, report; returns on Shutdown."""
         is_rank_zero = self.launch.rank == 0
         while True:
-            command = self.control.broadcast(self.inbox.next() if is_rank_zero else None)
+            sent, descriptor = self.inbox.next() if is_rank_zero else (None, None)
+            command = self.control.broadcast(sent)
             match command:
                 case Run():
                     with structlog.contextvars.bound_contextvars(request_id=command.request_id):
-                        self._run(command)
+                        self._run(command, descriptor)
                 case Configure():
                     self._configure(command)
+                case LoadAdapter():
+                    self._load_adapter(command)
+                case UnloadAdapter():
+                    self._unload_adapter(command)
                 case Shutdown():
                     return
 
@@ -147,21 +158,49 @@ class Rank:
         if refused and held is not None:
             # If this raises, the rank is of no use: it leaves, and the group is replaced.
             accelerator.switch(*held, two_passes=two)
-        outcome = Outcome.VETOED if refused else Outcome.DONE
+        self._carried_out(command.number, refused=refused)
+
+    def _load_adapter(self, command: LoadAdapter) -> None:
+        """Load, then vote: all ranks hold the adapter, or none."""
+        adapters = self.pipeline.adapters
+        components: tuple[str, ...] = ()
+        try:
+            components = adapters.load(command.name, command.path, command.weights_digest)
+            ballot = Ballot.GO_ON
+        except Exception as error:  # noqa: BLE001 - whatever a load raises becomes a vote
+            self._report(command.number, error, field="file")
+            ballot = Ballot.FAILED
+        refused = self.control.vote(ballot) is Ballot.FAILED
+        if refused:
+            # If this raises, the rank is of no use: it leaves, and the group is replaced.
+            adapters.unload(command.name)
+        self._carried_out(command.number, refused=refused, components=components)
+
+    def _unload_adapter(self, command: UnloadAdapter) -> None:
+        """Remove an adapter; the vote keeps the ranks together."""
+        self.pipeline.adapters.unload(command.name)
+        self.control.vote(Ballot.GO_ON)
+        self._carried_out(command.number, refused=False)
+
+    def _carried_out(self, number: int, *, refused: bool, components: tuple[str, ...] = ()) -> None:
+        """Report that an order was carried out, or that all ranks are as they were."""
         self.channel.send(
             Ended(
                 epoch=self.launch.epoch,
-                number=command.number,
+                number=number,
                 rank=self.launch.rank,
-                outcome=outcome,
+                outcome=Outcome.VETOED if refused else Outcome.DONE,
                 steps=0,
                 memory=rank_memory(self.launch.rank, self.pipeline.device),
                 denoise_seconds=0.0,
                 decode_seconds=0.0,
+                components=() if refused else components,
             )
         )
 
-    def _run(self, command: Run) -> None:
+    def _run(self, command: Run, descriptor: int | None) -> None:
+        # What this raises ends the process: the other ranks wait in it, and in no vote.
+        inputs = self._pictures(command, descriptor)
         execution = Execution(
             command,
             self.pipeline,
@@ -169,6 +208,7 @@ class Rank:
             self.control,
             self.channel if self.launch.rank == 0 else None,
             self.inbox.cancelled,
+            inputs,
         )
         failure: Exception | None = None
         try:
@@ -184,6 +224,14 @@ class Rank:
         # takes none.
         self.channel.send(execution.ended(outcome))
         self.pipeline.clean_up(failure)
+
+    def _pictures(self, command: Run, descriptor: int | None) -> dict[str, list[Any]]:
+        """Give every rank the input pictures, by the parameter that takes them."""
+        if not command.pictures:
+            return {}
+        size = pictures.size_bytes(command.pictures)
+        pixels = None if descriptor is None else pictures.read(descriptor, size)
+        return pictures.build(command.pictures, self.control.share(pixels, size))
 
     def _report_run(self, execution: Execution, error: Exception) -> None:
         field = refused_field(error, execution.command.parameters)
@@ -234,9 +282,10 @@ def main() -> int:
     parser.add_argument("--channel", type=int, required=True)
     _die_with_the_service()
     channel = RankChannel(socket.socket(fileno=parser.parse_args().channel))
-    launch = channel.receive(_LAUNCH_SECONDS)
-    if not isinstance(launch, Launch):
+    first = channel.receive(_LAUNCH_SECONDS)
+    if first is None or not isinstance(first.command, Launch):
         return 2
+    launch = first.command
     _open_stacks(launch.stacks)
     logs.configure(
         json_logs=launch.json_logs, level=launch.log_level, rank=launch.rank, epoch=launch.epoch

@@ -24,10 +24,11 @@ from ditcast_runtime.errors import (
     UnsupportedRequest,
 )
 from ditcast_runtime.events import Started, StepCompleted
-from ditcast_runtime.generation import OutputDigest, Parameters, Receipt, State
+from ditcast_runtime.generation import AdapterUse, OutputDigest, Parameters, Receipt, State
 from ditcast_runtime.group import Group, ReceivedOutput, RunReport
 from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.messages import Denoising, Ended, Failed, FailureKind, Outcome, Run, Step
+from ditcast_runtime.settings import Problem
 
 log = structlog.get_logger()
 
@@ -44,12 +45,14 @@ class Runner:
         delivery: Delivery,
         configuration: Callable[[], Configuration],
         make_receipt: MakeReceipt,
+        hold_adapters: Callable[[tuple[AdapterUse, ...]], bool],
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._delivery = delivery
         self._configuration = configuration
         self._make_receipt = make_receipt
+        self._hold_adapters = hold_adapters
         self._run = RunRecord()
 
     @property
@@ -84,15 +87,19 @@ class Runner:
             return False
         generation.number, generation.stage = number, "prepare"
         generation.state = State.RUNNING
+        held = self._hold_adapters(generation.parameters.adapters)
         if generation.configuration is not None:
-            return True
+            if not held:
+                reason = "an adapter could not be loaded again when the ranks were lost"
+                self._ledger.end(generation, UnsupportedRequest((Problem("adapters", reason),)))
+            return held
         generation.configuration = self._configuration()
         try:
-            if generation.revision != generation.configuration.revision:
+            if generation.revision != generation.configuration.revision or not held:
                 generation.revision = generation.configuration.revision
                 generation.parameters, generation.warnings = generation.submission.settle()
         except (InvalidRequest, UnsupportedRequest) as error:
-            # It was sound when it was accepted: what changed is the configuration.
+            # It was sound when it was accepted: what changed is the configuration, or the adapters.
             self._ledger.end(generation, UnsupportedRequest(error.problems))
             return False
         generation.started_at = time.monotonic()
