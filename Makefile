@@ -43,6 +43,9 @@ endef
 docs: $(INSTALLED) ## Write the references in docs/ that are made of the code and the contract.
 	$(BIN)/python -m tests.docs.reference
 
+starter: $(INSTALLED) ## Train the embedded model anew, into build/starter: hours (ARGS=--tiny: a minute).
+	$(BIN)/python -m ditcast_runtime.starter.train $(ARGS)
+
 proto: $(INSTALLED) ## Generate the Python code of the contract again.
 	rm -f proto/gen/ditcast/v1/*_pb2*
 	$(call generate,proto/gen)
@@ -61,5 +64,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| { echo "ditcast needs Python 3.11 or newer; name one with 'make PYTHON=...'."; exit 1; }
 	@echo "Installing into $(VENV) (torch is the large part, this takes minutes) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[server,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[server,train,dev]'
 	@touch $@
