@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,14 @@ class Painter:
         pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
         return cls(pipe.to(device))
 
-    def paint(self, prompts: list[str], seeds: list[int], manner: Manner) -> list[Picture]:
-        """Paint each prompt with its seed, many at once.
+    def paint(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        manner: Manner,
+        step_ended: Callable[[], None] | None = None,
+    ) -> list[Picture]:
+        """Paint each prompt with its seed, many at once, and call `step_ended` after each step.
 
         A picture painted beside others differs from one painted alone by rounding errors only:
         each has its own noise, and padding is masked.
@@ -57,10 +64,23 @@ class Painter:
         pictures: list[Picture] = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            pictures += self._paint(prompts[part], seeds[part], manner)
+            pictures += self._paint(prompts[part], seeds[part], manner, step_ended)
         return pictures
 
-    def _paint(self, prompts: list[str], seeds: list[int], manner: Manner) -> list[Picture]:
+    def _paint(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        manner: Manner,
+        step_ended: Callable[[], None] | None,
+    ) -> list[Picture]:
+        def call_back(
+            _pipe: Any, _step: int, _time: Any, changes: dict[str, Any]
+        ) -> dict[str, Any]:
+            if step_ended is not None:
+                step_ended()
+            return changes
+
         negative = manner.negative_prompt
         images = self.pipe(
             prompt=prompts,
@@ -70,5 +90,6 @@ class Painter:
             height=manner.height,
             num_inference_steps=manner.steps,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            callback_on_step_end=call_back,
         ).images
         return [np.asarray(image) for image in images]
