@@ -13,6 +13,7 @@ from ditcast_runtime.config import Configuration
 from ditcast_runtime.event_log import EventLog
 from ditcast_runtime.events import Event, RequestWarning, StepCompleted
 from ditcast_runtime.generation import Parameters, Priority, State
+from ditcast_runtime.pictures import Pictures
 
 Settle = Callable[[], tuple[Parameters, tuple[RequestWarning, ...]]]
 """Settles a request anew under the configuration in force; raises InvalidRequest or
@@ -29,6 +30,8 @@ class Submission:
     digest: bytes
     """Of the request's content, to tell the same from other content under one id."""
     parameters: Parameters
+    pictures: Pictures | None = None
+    """The input pictures, in the order of `parameters.images`; closed when it ends."""
     warnings: tuple[RequestWarning, ...] = ()
     """What its reader should know once it starts."""
     revision: int
@@ -86,6 +89,13 @@ class Generation:
         return self.submission.request_id
 
     @property
+    def input_bytes(self) -> int:
+        """Bytes of its input pictures, as files and as pixels."""
+        pictures = self.submission.pictures
+        files = sum(image.size_bytes for image in self.parameters.images)
+        return files + (0 if pictures is None else pictures.size_bytes)
+
+    @property
     def last_sequence(self) -> int:
         """The newest event's number; 0 before the first."""
         return self.log.last_sequence
@@ -125,6 +135,11 @@ class Generation:
         if self.deadline is not None:
             self.deadline.cancel()
         self._stop_window()
+
+    def free_pictures(self) -> None:
+        """Give the memory of its input pictures back, as no run will need them any more."""
+        if self.submission.pictures is not None:
+            self.submission.pictures.close()
 
     def _is_left(self) -> None:
         if self.submission.continues:

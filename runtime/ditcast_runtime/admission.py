@@ -48,8 +48,9 @@ class _Told:
 
 
 def raw_bytes(parameters: Parameters) -> int:
-    """Give the size of a generation's pixels, 8-bit RGB."""
-    return parameters.width * parameters.height * parameters.num_images * 3
+    """Give the size of a generation's pixels, 8-bit RGB; latents take less."""
+    frames = parameters.num_images * (parameters.num_frames or 1)
+    return parameters.width * parameters.height * frames * 3
 
 
 class Admission:
@@ -76,7 +77,7 @@ class Admission:
 
     @property
     def bytes_in_flight(self) -> int:
-        """Raw pixels of all accepted and not finished, and what of them is encoded already."""
+        """Pixels, in and out, of all accepted and not finished, and what is encoded already."""
         encoded = sum(generation.log.memory_bytes for generation in self._unfinished)
         return encoded + sum(self._unfinished.values())
 
@@ -93,7 +94,7 @@ class Admission:
         if self._scheduler.full:
             depth, capacity = len(self._scheduler), self._scheduler.capacity
             raise QueueFull(depth, capacity, _retry_after(free))
-        size = raw_bytes(generation.parameters)
+        size = raw_bytes(generation.parameters) + generation.input_bytes
         self._check_bytes(size, running, free)
         priority = generation.submission.priority
         last = self._scheduler.is_last(priority)

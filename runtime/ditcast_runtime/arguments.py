@@ -13,6 +13,13 @@ SEEDS = 2**64
 """Seeds are taken modulo this, the range of a torch generator."""
 
 
+FRAME_COUNTS = ("num_frames", "frames", "video_length")
+"""What pipelines call the number of frames."""
+
+FRAME_RATES = ("fps", "frame_rate", "target_fps")
+"""What pipelines call frames a second."""
+
+
 def call_arguments(signature: inspect.Signature, parameters: Parameters) -> dict[str, Any]:
     """Give the keyword arguments of the call, as far as its signature takes them."""
     settled: dict[str, Any] = {
@@ -24,6 +31,9 @@ def call_arguments(signature: inspect.Signature, parameters: Parameters) -> dict
         "guidance_scale": parameters.guidance_scale,
         "true_cfg_scale": parameters.true_cfg_scale,
         "num_images_per_prompt": parameters.num_images,
+        "num_videos_per_prompt": parameters.num_images,
+        **dict.fromkeys(FRAME_COUNTS, parameters.num_frames),
+        **dict.fromkeys(FRAME_RATES, _whole_if_it_is(parameters.fps)),
         "sigmas": list(parameters.sigmas) or None,
         "generator": _generators(parameters),
     }
@@ -32,6 +42,11 @@ def call_arguments(signature: inspect.Signature, parameters: Parameters) -> dict
         name: value for name, value in settled.items() if name in taken and value is not None
     }
     return arguments | parameters.pipeline_kwargs
+
+
+def _whole_if_it_is(rate: float | None) -> float | None:
+    """Give an int where there is one: most pipelines annotate it, and some count with it."""
+    return int(rate) if rate is not None and rate.is_integer() else rate
 
 
 def _generators(parameters: Parameters) -> torch.Generator | list[torch.Generator]:

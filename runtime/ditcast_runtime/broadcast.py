@@ -81,6 +81,16 @@ class ControlGroup:
         dist.broadcast(rest, src=0, group=self._group)
         return head[_HEADER:] + rest.numpy().tobytes()
 
+    def share(self, data: bytearray | None, size: int) -> bytearray:
+        """Give rank 0's `data` of `size` bytes (None on the others) to all ranks."""
+        shared = bytearray(size) if data is None else data
+        if self._group is not None:
+            try:
+                dist.broadcast(torch.frombuffer(shared, dtype=torch.uint8), 0, group=self._group)
+            except RuntimeError as error:
+                raise ControlLost(str(error)) from error
+        return shared
+
     def vote(self, ballot: Ballot) -> Ballot:
         """Give every rank the largest ballot of all; blocks until all ranks have voted."""
         if self._group is None:

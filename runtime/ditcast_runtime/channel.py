@@ -1,23 +1,25 @@
 """The wire between the service and one rank: msgpack frames over an inherited Unix socketpair.
 
 A frame is its length (4 bytes, big-endian) and one message of a closed union. A descriptor may
-come along with a frame; each `Output` brings exactly one, so that the order is enough to pair them.
+come along with a frame; each `Output`, and each `Run` with pictures, brings exactly one, so that
+the order is enough to pair them.
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import select
 import socket
 import struct
 import threading
+from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
-from ditcast_runtime.messages import Command, Output, Report
+from ditcast_runtime.messages import Command, Output, Report, Run
 
 MAX_FRAME_BYTES = 64 * 2**20
 """Larger frames end the channel: nothing legitimate comes near, as requests are limited to less."""
@@ -61,6 +63,14 @@ class FrameBuffer:
         return payloads
 
 
+class Received(NamedTuple):
+    """A command as it came to a rank."""
+
+    command: Command
+    descriptor: int | None
+    """Pixels of its pictures, its holder's to close; None: it has none."""
+
+
 class RankChannel:
     """A rank's end: blocking; any thread may send, one thread receives."""
 
@@ -68,7 +78,8 @@ class RankChannel:
         self._socket = end
         self._lock = threading.Lock()
         self._frames = FrameBuffer()
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
+        self._descriptors: deque[int] = deque()
         self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
     def send(self, message: Report, descriptor: int | None = None) -> None:
@@ -80,17 +91,20 @@ class RankChannel:
                 frame = frame[sent:]
             self._socket.sendall(frame)
 
-    def receive(self, timeout: float) -> Command | None:
+    def receive(self, timeout: float) -> Received | None:
         """Give the next command, or None after `timeout` seconds; ChannelClosed at its end."""
         while not self._waiting:
             readable, _, _ = select.select([self._socket], [], [], timeout)
             if not readable:
                 return None
-            data = self._socket.recv(_READ_BYTES)
+            data, descriptors = _receive(self._socket)
             if not data:
                 raise ChannelClosed("the service closed the channel")
+            self._descriptors += descriptors
             self._waiting += self._frames.feed(data)
-        return self._decoder.decode(self._waiting.pop(0))
+        command = self._decoder.decode(self._waiting.popleft())
+        brings = isinstance(command, Run) and command.pictures
+        return Received(command, self._descriptors.popleft() if brings else None)
 
 
 class ServiceChannel:
@@ -111,17 +125,21 @@ class ServiceChannel:
         self._on_report = on_report
         self._on_closed = on_closed
         self._frames = FrameBuffer()
-        self._descriptors: list[int] = []
+        self._descriptors: deque[int] = deque()
         self._decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
-        self._outgoing = bytearray()
+        self._outgoing: deque[_Outgoing] = deque()
         self._loop = asyncio.get_running_loop()
         self._open = True
         self._loop.add_reader(end, self._read)
 
-    def send(self, message: Command) -> None:
-        """Send without waiting; what the socket does not take at once follows as it drains."""
+    def send(self, message: Command, descriptor: int | None = None) -> None:
+        """Send without waiting; what the socket does not take at once follows as it drains.
+
+        A descriptor is duplicated for the rank and stays the caller's.
+        """
         if self._open:
-            self._outgoing += pack(message)
+            own = None if descriptor is None else os.dup(descriptor)
+            self._outgoing.append(_Outgoing(pack(message), own))
             self._write()
 
     def close(self) -> None:
@@ -132,6 +150,8 @@ class ServiceChannel:
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
+        for frame in self._outgoing:
+            frame.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
@@ -144,8 +164,8 @@ class ServiceChannel:
     def _write(self) -> None:
         try:
             while self._outgoing:
-                sent = self._socket.send(self._outgoing)
-                del self._outgoing[:sent]
+                if self._outgoing[0].write(self._socket):
+                    self._outgoing.popleft()
         except BlockingIOError:
             self._loop.add_writer(self._socket, self._write)
             return
@@ -165,19 +185,45 @@ class ServiceChannel:
             return
         for report in reports:
             brings = isinstance(report, Output) and self._descriptors
-            descriptor = self._descriptors.pop(0) if brings else None
+            descriptor = self._descriptors.popleft() if brings else None
             self._on_report(report, descriptor)
 
     def _receive(self) -> bytes:
-        size = array.array("i").itemsize
-        data, ancillary, _, _ = self._socket.recvmsg(
-            _READ_BYTES, socket.CMSG_LEN(_MAX_DESCRIPTORS * size)
-        )
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors = array.array("i")
-                descriptors.frombytes(content[: len(content) - len(content) % size])
-                self._descriptors += descriptors
+        data, descriptors = _receive(self._socket)
+        self._descriptors += descriptors
         if not data:
             raise ChannelClosed("end of file")
         return data
+
+
+class _Outgoing:
+    """A frame that waits for the socket, with the descriptor that goes along with its beginning."""
+
+    def __init__(self, frame: bytes, descriptor: int | None) -> None:
+        self._rest = memoryview(frame)
+        self._descriptor = descriptor
+
+    def write(self, end: socket.socket) -> bool:
+        """Send what the socket takes; give whether that was the last of it."""
+        if self._descriptor is None:
+            sent = end.send(self._rest)
+        else:
+            sent = socket.send_fds(end, [self._rest], [self._descriptor])
+            self.close()
+        self._rest = self._rest[sent:]
+        return not self._rest
+
+    def close(self) -> None:
+        """Close its descriptor, if it still has it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _receive(end: socket.socket) -> tuple[bytes, list[int]]:
+    """Read what is there, and the descriptors that came along; no bytes: the end."""
+    # A rank that ran another program would otherwise hand the pixels on to it.
+    data, descriptors, _, _ = socket.recv_fds(
+        end, _READ_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+    )
+    return data, descriptors

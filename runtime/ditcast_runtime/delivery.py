@@ -17,14 +17,20 @@ import structlog
 from ditcast_runtime.accepted import Generation
 from ditcast_runtime.errors import PipelineFailed, RuntimeFailure
 from ditcast_runtime.events import Completed, OutputChunk, Timings, cache_report
-from ditcast_runtime.generation import EncodedOutput, OutputDigest, OutputOptions, Receipt
+from ditcast_runtime.generation import (
+    EncodedOutput,
+    OutputDigest,
+    OutputOptions,
+    RawOutput,
+    Receipt,
+)
 from ditcast_runtime.group import ReceivedOutput
 from ditcast_runtime.messages import Ended, Failed
 
 log = structlog.get_logger()
 
-Encode = Callable[[memoryview, int, int, OutputOptions], EncodedOutput]
-"""Encodes one picture: 8-bit RGB rows from top to bottom, width and height in pixels."""
+Encode = Callable[[memoryview, RawOutput, OutputOptions], EncodedOutput]
+"""Encodes one output: frames of 8-bit RGB rows from top to bottom, or latents as they are."""
 
 _ALIVE_OUTPUTS = 2
 """Outputs that may be in memory: one being made and one being encoded, so that a slow encoder is
@@ -106,7 +112,14 @@ class Delivery:
         began = time.monotonic()
         received = order.output
         message = received.message
-        size = message.width * message.height * 3
+        size = message.size_bytes
+        parameters = order.generation.parameters
+        raw = RawOutput(
+            width=message.width,
+            height=message.height,
+            num_frames=message.num_frames,
+            fps=parameters.fps,
+        )
         loop = asyncio.get_running_loop()
         digests = []
         with (
@@ -119,9 +132,8 @@ class Delivery:
                     self._pool,
                     self._encode_one,
                     pixels[index * size : (index + 1) * size],
-                    message.width,
-                    message.height,
-                    order.generation.parameters.output,
+                    raw,
+                    parameters.output,
                 )
                 for index in range(message.count)
             ]
@@ -130,10 +142,10 @@ class Delivery:
         self._complete(order, tuple(digests), time.monotonic() - began)
 
     def _encode_one(
-        self, pixels: memoryview, width: int, height: int, options: OutputOptions
+        self, pixels: memoryview, raw: RawOutput, options: OutputOptions
     ) -> tuple[EncodedOutput, bytes]:
         with pixels:
-            encoded = self._encode(pixels, width, height, options)
+            encoded = self._encode(pixels, raw, options)
         return encoded, hashlib.sha256(encoded.data).digest()
 
     def _send(

@@ -12,6 +12,7 @@ import os
 import re
 import resource
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -22,7 +23,7 @@ from ditcast_runtime.channel import RankChannel
 from ditcast_runtime.events import RankMemory
 from ditcast_runtime.generation import Parameters, SeparateCfg
 from ditcast_runtime.messages import Denoising, Ended, FailureKind, Outcome, Output, Run, Step
-from ditcast_runtime.outputs import NotFinite
+from ditcast_runtime.outputs import Made, NotFinite
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.steps import ScheduleRefused, Stopwatch
 
@@ -48,6 +49,7 @@ class Execution:
         control: ControlGroup,
         channel: RankChannel | None,
         cancelled: Callable[[int], bool],
+        pictures: dict[str, list[Any]],
     ) -> None:
         """Take what this rank runs with; `channel` is None but on rank 0, which alone reports."""
         self.command = command
@@ -58,6 +60,7 @@ class Execution:
         self._control = control
         self._channel = channel
         self._cancelled = cancelled
+        self._pictures = pictures
         self._watch = Stopwatch()
         self._prepare_seconds = 0.0
         self._denoise_seconds = 0.0
@@ -67,12 +70,12 @@ class Execution:
         """Go through all boundaries; `Left` at the first whose verdict is not GO_ON."""
         parameters = self.command.parameters
         two = two_passes(self._separate_cfg, parameters)
-        arguments = self._pipeline.prepare(parameters, two_passes=two)
+        arguments = self._pipeline.prepare(parameters, self._pictures, two_passes=two)
         self._vote()
         self.prepared = True
-        pixels = self._pipeline.run(arguments, self)
+        made = self._pipeline.run(arguments, self, parameters.output.format)
         if self._channel is not None:
-            self._send_output(self._channel, pixels)
+            self._send_output(self._channel, made)
         self._vote()
         # Until the slowest rank was through: before that the next generation cannot begin.
         self._decode_seconds = self._watch.lap()
@@ -147,19 +150,21 @@ class Execution:
         if verdict is not Ballot.GO_ON:
             raise Left(verdict)
 
-    def _send_output(self, channel: RankChannel, pixels: torch.Tensor) -> None:
-        count, height, width, _ = pixels.shape
+    def _send_output(self, channel: RankChannel, made: Made) -> None:
         descriptor = os.memfd_create("ditcast-output", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(descriptor, pixels.numel())
-            with mmap.mmap(descriptor, pixels.numel()) as memory:
-                memory[:] = pixels.numpy().tobytes()
+            os.ftruncate(descriptor, made.size_bytes * len(made.outputs))
+            with mmap.mmap(descriptor, made.size_bytes * len(made.outputs)) as memory:
+                for each in made.outputs:
+                    memory.write(each)
             output = Output(
                 epoch=self.command.epoch,
                 number=self.command.number,
-                count=count,
-                width=width,
-                height=height,
+                count=len(made.outputs),
+                size_bytes=made.size_bytes,
+                width=made.width or self.command.parameters.width,
+                height=made.height or self.command.parameters.height,
+                num_frames=made.num_frames,
             )
             channel.send(output, descriptor)
         finally:

@@ -17,9 +17,11 @@ import msgspec
 import torch
 import yaml
 
+from ditcast_runtime.arguments import FRAME_COUNTS, FRAME_RATES
 from ditcast_runtime.config import GenerationDefaults
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.generation import SeparateCfg
+from ditcast_runtime.image_parameters import ImageParameter, image_parameters
 from ditcast_runtime.messages import (
     Facts,
     Launch,
@@ -45,9 +47,8 @@ OWN_FIELDS = frozenset(
         "sigmas",
         "num_images_per_prompt",
         "num_videos_per_prompt",
-        "num_frames",
-        "fps",
-        "frame_rate",
+        *FRAME_COUNTS,
+        *FRAME_RATES,
     }
 )
 """Parameters that a request sets by a field of its own."""
@@ -106,7 +107,7 @@ def describe(
         dtype=str(main_dtype(pipeline.pipe)).removeprefix("torch."),
         threads=torch.get_num_threads(),
         library_versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
-        parameters=_parameters(pipeline.signature),
+        parameters=_parameters(pipeline.pipe, pipeline.signature),
         transformers=tuple(
             TransformerFact(
                 name=entry.name,
@@ -123,6 +124,8 @@ def describe(
         separate_cfg=separate_cfg(pipeline),
         guidance_embeds=_guidance_embeds(pipeline.pipe),
         cancellable=pipeline.cancellable,
+        makes_videos=_makes_videos(pipeline),
+        latents_out=_gives_latents(pipeline.pipe),
         defaults=defaults,
         cache_methods=_cache_methods(pipeline, sharded=sharded),
         parallel_modes=_parallel_modes(pipeline),
@@ -167,9 +170,36 @@ def _class_name(component: object) -> str:
     return "" if component is None else type(component).__name__
 
 
-def _parameters(signature: inspect.Signature) -> tuple[ParameterFact, ...]:
+def _makes_videos(pipeline: Pipeline) -> bool:
+    """Say whether outputs have frames, as the first showed; before that, as the signature says."""
+    if pipeline.makes_videos is not None:
+        return pipeline.makes_videos
+    return any(name in pipeline.signature.parameters for name in FRAME_COUNTS)
+
+
+def _gives_latents(pipe: Any) -> bool:
+    """Say whether the call compares its output_type with "latent", as those do that can."""
+    return "latent" in inspect.unwrap(type(pipe).__call__).__code__.co_consts
+
+
+def _picture(name: str, images: dict[str, ImageParameter]) -> ParameterFact:
+    return ParameterFact(
+        name=name,
+        kinds=(images[name].kind,),
+        nullable=not images[name].required,
+        required=images[name].required,
+        default=None,
+        in_pipeline_kwargs=False,
+    )
+
+
+def _parameters(pipe: Any, signature: inspect.Signature) -> tuple[ParameterFact, ...]:
     found = []
+    images = image_parameters(pipe)
     for name, parameter in signature.parameters.items():
+        if name in images:
+            found.append(_picture(name, images))
+            continue
         kinds, nullable = _kinds(parameter)
         if name in NEVER_TAKEN or not kinds:
             continue

@@ -68,13 +68,21 @@ class ImageRole(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputImage:
-    """A picture as its caller sent it."""
+    """A picture as its caller sent it, decoded; its pixels travel beside."""
 
-    data: bytes
-    """The encoded file."""
     role: ImageRole = ImageRole.IMAGE
     parameter: str = ""
     """The pipeline's parameter that takes it. Empty: the one that the role stands for."""
+    width: int
+    """Pixels; 0: it could not be decoded, which is among the problems of the request."""
+    height: int
+    """Pixels."""
+    mode: str
+    """How the pixels lie: RGB, or L for a mask."""
+    size_bytes: int
+    """Of the file."""
+    sha256: bytes
+    """Of the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +96,8 @@ class ImageUse:
     """Pixels."""
     height: int
     """Pixels."""
+    mode: str
+    """How the pixels lie: RGB, or L for a mask."""
     size_bytes: int
     """Of the file."""
     sha256: bytes
@@ -210,6 +220,20 @@ class SeparateCfg(enum.StrEnum):
                 return (guidance_scale or 0) > 1
             case SeparateCfg.NEVER:
                 return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawOutput:
+    """How one output lies in memory before it is encoded."""
+
+    width: int
+    """Pixels."""
+    height: int
+    """Pixels."""
+    num_frames: int | None = None
+    """None: a picture."""
+    fps: float | None = None
+    """Frames a second; None: a picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

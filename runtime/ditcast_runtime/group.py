@@ -152,17 +152,18 @@ class Group:
         )
 
     async def run(
-        self, command: Run | Order, step_limit: float | None
+        self, command: Run | Order, step_limit: float | None, pixels: int | None = None
     ) -> AsyncGenerator[RunReport, None]:
         """Run one generation: give every report about it until each rank is through with it.
 
         `step_limit` bounds each step in seconds; None while too few of its kind are known.
+        `pixels` is the descriptor that holds the input pictures.
 
         Raises:
             GroupLost: the ranks died or are stuck; nothing more will come.
         """
         self._number = command.number
-        self._members[0].channel.send(command)
+        self._members[0].channel.send(command, pixels)
         self._limit(self._config.first_steps_timeout, "the preparation took too long")
         ended = 0
         failed = False

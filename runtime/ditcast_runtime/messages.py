@@ -40,13 +40,28 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     log_level: str
 
 
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """How one input picture lies in the descriptor that comes along with a `Run`."""
+
+    parameter: str
+    """The pipeline's parameter that takes it."""
+    width: int
+    height: int
+    mode: str
+    """RGB or L, 8 bits each, rows from the top."""
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Run one generation; `number` is the engine's own count and names it in every report."""
+    """Run one generation; `number` is the engine's own count and names it in every report.
+
+    Where there are pictures, their pixels are in the descriptor that comes along.
+    """
 
     epoch: int
     number: int
     request_id: str
     parameters: Parameters
+    pictures: tuple[Picture, ...] = ()
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -110,6 +125,10 @@ class ParameterKind(enum.StrEnum):
     INT_LIST = "list[int]"
     FLOAT_LIST = "list[float]"
     STR_LIST = "list[str]"
+    IMAGE = "image"
+    """One input picture."""
+    IMAGE_LIST = "list[image]"
+    """One or several input pictures."""
 
 
 class ParameterFact(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,6 +191,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the model is guidance-distilled; None where its configuration does not say."""
     cancellable: bool
     """Whether the pipeline has a step callback; without one no step is reported."""
+    makes_videos: bool = False
+    """Whether each output has frames."""
+    latents_out: bool = True
+    """Whether the pipeline can give its latents in place of what it decodes from them."""
     defaults: GenerationDefaults
     """What `ditcast.yaml` beside the model says."""
     cache_methods: tuple[Support, ...]
@@ -270,13 +293,20 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Pixels of all images, 8-bit RGB rows from the top, in the descriptor that comes along."""
+    """All outputs, one after the other, in the descriptor that comes along.
+
+    Of each its frames, 8-bit RGB rows from the top; or its latents, as a file.
+    """
 
     epoch: int
     number: int
     count: int
+    size_bytes: int
+    """Of each output."""
     width: int
     height: int
+    num_frames: int | None = None
+    """Of each output; None: pictures."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -16,9 +16,10 @@ from ditcast_runtime import loading
 from ditcast_runtime.acceleration import Accelerator
 from ditcast_runtime.adapters import Adapters
 from ditcast_runtime.arguments import call_arguments, check_inputs
-from ditcast_runtime.generation import Parameters
-from ditcast_runtime.messages import Launch
-from ditcast_runtime.outputs import to_pixels
+from ditcast_runtime.generation import OutputFormat, Parameters
+from ditcast_runtime.image_parameters import image_parameters
+from ditcast_runtime.messages import Launch, ParameterKind
+from ditcast_runtime.outputs import Made, to_latents, to_pixels
 from ditcast_runtime.placement import Placement, check_placement
 from ditcast_runtime.preflight import check_acceleration
 from ditcast_runtime.source import Report
@@ -36,14 +37,16 @@ class Pipeline:
         self.adapters = Adapters(pipe)
         self.device = device
         self.signature = inspect.signature(pipe.__call__)
+        self.makes_videos: bool | None = None
+        """Whether its outputs have frames; None before it ran."""
+        self._taken = self.signature.parameters
+        self._images = image_parameters(pipe)
         names = inspect.unwrap(type(pipe).__call__).__code__.co_names
         self._frees_hooks_itself = "maybe_free_model_hooks" in names
         self._returned = False
 
     @classmethod
-    def load(
-        cls, launch: Launch, folder: Path, device: torch.device, report: Report
-    ) -> Pipeline:
+    def load(cls, launch: Launch, folder: Path, device: torch.device, report: Report) -> Pipeline:
         """Load the weights, place them, enable cache-dit and have compiled what is to be."""
         pipe = loading.load(folder, launch.variant, launch.loading, device, report)
         report("placing on the device")
@@ -66,36 +69,61 @@ class Pipeline:
         placement.finish()
         return pipeline
 
-    def prepare(self, parameters: Parameters, *, two_passes: bool) -> dict[str, Any]:
+    def prepare(
+        self,
+        parameters: Parameters,
+        pictures: dict[str, list[Any]] | None = None,
+        *,
+        two_passes: bool,
+    ) -> dict[str, Any]:
         """Apply the cache settings, build the call's arguments and let the pipeline check them.
+
+        `pictures` has the input pictures by the parameter that takes them.
 
         Raises:
             ValueError, TypeError: the pipeline's own checks refused the arguments.
             SettingsDiffer: the pipeline does not hold what it was told to.
         """
         self.adapters.select(parameters.adapters)
-        arguments = call_arguments(self.signature, parameters)
+        arguments = call_arguments(self.signature, parameters) | self._inputs(pictures or {})
         check_inputs(self.pipe, self.signature, arguments)
         self.accelerator.switch(
             parameters.cache, parameters.num_inference_steps, two_passes=two_passes
         )
         return arguments
 
-    def run(self, arguments: dict[str, Any], watcher: Watcher) -> torch.Tensor:
-        """Run the pipeline; give uint8 pixels (images, height, width, 3) on the host.
+    def run(
+        self, arguments: dict[str, Any], watcher: Watcher, form: OutputFormat = OutputFormat.PNG
+    ) -> Made:
+        """Run the pipeline; give its outputs, decoded unless latents are asked for.
 
         Raises:
             NotFinite: the output holds NaN or infinity.
+            NoLatents: the pipeline gives none.
         """
         stages = Stages(self.pipe, watcher, self.device)
         self.pipe.progress_bar = stages.bar
         if self.cancellable:
             arguments["callback_on_step_end"] = stages.step_ended
             arguments["callback_on_step_end_tensor_inputs"] = []
+        latents = form is OutputFormat.LATENT_SAFETENSORS
+        asked = {"output_type": "latent" if latents else "pt", "return_dict": False}
+        arguments |= {name: value for name, value in asked.items() if name in self._taken}
         self._returned = False
-        images: torch.Tensor = self.pipe(**arguments, output_type="pt", return_dict=False)[0]
+        made: Any = self.pipe(**arguments)[0]
         self._returned = True
-        return to_pixels(images)
+        if latents:
+            return to_latents(made, _count(arguments))
+        pixels = to_pixels(made)
+        self.makes_videos = pixels.num_frames is not None
+        return pixels
+
+    def _inputs(self, pictures: dict[str, list[Any]]) -> dict[str, Any]:
+        """Give each parameter one picture, or the list that it takes."""
+        return {
+            name: given if self._images[name].kind is ParameterKind.IMAGE_LIST else given[0]
+            for name, given in pictures.items()
+        }
 
     @property
     def cancellable(self) -> bool:
@@ -115,3 +143,9 @@ class Pipeline:
             self.pipe.maybe_free_model_hooks()
         if isinstance(failure, _OUT_OF_MEMORY) and self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _count(arguments: dict[str, Any]) -> int:
+    """Give how many outputs a call makes: each has a generator of its own."""
+    generators = arguments.get("generator")
+    return len(generators) if isinstance(generators, list) else 1

@@ -27,7 +27,16 @@ from ditcast_runtime.events import Started, StepCompleted
 from ditcast_runtime.generation import AdapterUse, OutputDigest, Parameters, Receipt, State
 from ditcast_runtime.group import Group, ReceivedOutput, RunReport
 from ditcast_runtime.ledger import Ledger
-from ditcast_runtime.messages import Denoising, Ended, Failed, FailureKind, Outcome, Run, Step
+from ditcast_runtime.messages import (
+    Denoising,
+    Ended,
+    Failed,
+    FailureKind,
+    Outcome,
+    Picture,
+    Run,
+    Step,
+)
 from ditcast_runtime.settings import Problem
 
 log = structlog.get_logger()
@@ -121,8 +130,14 @@ class Runner:
             number=generation.number,
             request_id=generation.request_id,
             parameters=generation.parameters,
+            pictures=_layout(generation.parameters),
         )
-        reports = group.run(command, self._step_limit(generation.parameters))
+        pictures = generation.submission.pictures
+        reports = group.run(
+            command,
+            self._step_limit(generation.parameters),
+            None if pictures is None else pictures.descriptor,
+        )
         async with aclosing(reports):
             async for report in reports:
                 self._take(generation, run, report)
@@ -175,6 +190,13 @@ class Runner:
         if median is None:
             return None
         return max(self._config.step_timeout_floor, self._config.step_timeout_factor * median)
+
+
+def _layout(parameters: Parameters) -> tuple[Picture, ...]:
+    return tuple(
+        Picture(parameter=image.parameter, width=image.width, height=image.height, mode=image.mode)
+        for image in parameters.images
+    )
 
 
 def _add_step(generation: Generation, report: Step) -> None:
