@@ -19,6 +19,7 @@ from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
 from ditcast_runtime.messages import Facts
 from ditcast_runtime.settings import (
     CacheSettings,
+    LoadingSettings,
     ParallelismSettings,
     Problem,
     QuantizeSettings,
@@ -33,6 +34,7 @@ from ditcast_service.translate.acceleration import (
     cache_from_proto,
     configuration_to_proto,
     defaults_from_proto,
+    loading_from_proto,
     parallelism_from_proto,
     quantize_from_proto,
 )
@@ -169,12 +171,13 @@ class _Reading:
             quantize=self._part("quantize", current.quantize, self._quantize),
             attention_backend=message.attention_backend if has_backend else None,
             defaults=self._part("defaults", current.defaults, self._defaults),
+            loading=self._part("loading", current.loading, self._loading),
         )
         after = configuration_to_proto(made)
         # The words of a file may be spelled in another case than those of the contract.
         same = {
             name: getattr(current, name)
-            for name in ("cache", "parallelism", "quantize", "defaults")
+            for name in ("cache", "parallelism", "quantize", "defaults", "loading")
             if before.HasField(name) is after.HasField(name)
             and getattr(before, name) == getattr(after, name)
         }
@@ -210,6 +213,11 @@ class _Reading:
             reason = "each component must be named, and once"
             self.problems.append(Problem("quantize.components_to_quantize", reason))
         return settings
+
+    def _loading(self) -> LoadingSettings:
+        if not self.message.HasField("loading"):
+            return self.current.loading
+        return loading_from_proto(self.message.loading)
 
     def _defaults(self) -> GenerationDefaults:
         for name in ("num_frames", "fps"):

@@ -16,6 +16,7 @@ from ditcast_runtime.settings import (
     Problem,
     check_attention_backend,
     check_cache,
+    check_loading,
     check_parallelism,
     check_quantize,
 )
@@ -57,6 +58,13 @@ def check_configuration(
             configuration.attention_backend, context_parallel=sharded, accelerator=accelerator
         ),
         *_check_defaults(configuration.defaults, facts, config),
+        *check_loading(
+            configuration.loading,
+            parallelism=parallelism,
+            components=facts.components or None,
+            faults=facts.loading_faults,
+            accelerator=accelerator,
+        ),
     ]
     if configuration.quantize is not None:
         problems += check_quantize(configuration.quantize, accelerator=accelerator)

@@ -22,11 +22,14 @@ from ditcast_runtime.settings import (
     CacheMethod,
     CacheSettings,
     Calibrator,
+    Compile,
     ComponentQuantization,
     DBCache,
     DBPrune,
     Disabled,
     FoCa,
+    LoadingSettings,
+    Offload,
     ParallelismSettings,
     QuantizeSettings,
     SvdqKwargs,
@@ -131,6 +134,27 @@ def quantize_from_proto(message: pb.QuantizeConfig) -> QuantizeSettings:
     return QuantizeSettings(**_read_quantize(message), components_to_quantize=tuple(components))
 
 
+def loading_to_proto(settings: LoadingSettings) -> pb.LoadingConfig:
+    """Give how the pipeline is loaded with every setting set."""
+    values = dataclasses.asdict(settings)
+    message = pb.LoadingConfig(component_dtypes=dict(values.pop("component_dtypes")))
+    _fill(message, values)
+    return message
+
+
+def loading_from_proto(message: pb.LoadingConfig) -> LoadingSettings:
+    """Read how the pipeline is to be loaded; what is unset gets the contract's defaults.
+
+    Raises:
+        ValueError: a value of an enum is not known.
+    """
+    values = _read(message, without=("component_dtypes",))
+    kinds = {"offload": Offload, "compile": Compile}
+    words = {name: kind(values[name]) for name, kind in kinds.items() if name in values}
+    dtypes = tuple(sorted(message.component_dtypes.items()))
+    return LoadingSettings(**{**values, **words}, component_dtypes=dtypes)
+
+
 def configuration_to_proto(configuration: Configuration) -> pb.Configuration:
     """Give what is in force."""
     message = pb.Configuration(
@@ -139,6 +163,7 @@ def configuration_to_proto(configuration: Configuration) -> pb.Configuration:
         parallelism=parallelism_to_proto(configuration.parallelism),
         attention_backend=configuration.attention_backend,
         defaults=pb.GenerationDefaults(**dataclasses.asdict(configuration.defaults)),
+        loading=loading_to_proto(configuration.loading),
     )
     if configuration.quantize is not None:
         message.quantize.CopyFrom(quantize_to_proto(configuration.quantize))
@@ -159,6 +184,7 @@ def configuration_from_proto(message: pb.Configuration) -> Configuration:
         quantize=quantize_from_proto(message.quantize) if message.HasField("quantize") else None,
         attention_backend=message.attention_backend if has_backend else None,
         defaults=defaults_from_proto(message.defaults),
+        loading=loading_from_proto(message.loading),
     )
 
 
