@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ditcast_runtime.config import Configuration
 from ditcast_runtime.event_log import EventLog
 from ditcast_runtime.events import Event, RequestWarning, StepCompleted
-from ditcast_runtime.generation import Parameters, Priority, State
+from ditcast_runtime.generation import Parameters, PreviewOptions, Priority, State
 from ditcast_runtime.pictures import Pictures
 
 Settle = Callable[[], tuple[Parameters, tuple[RequestWarning, ...]]]
@@ -44,6 +44,7 @@ class Submission:
     """Whether it goes on without any reader."""
     reattach_window: float = 0.0
     """Seconds that it goes on without a reader before it is cancelled."""
+    previews: PreviewOptions = field(default_factory=PreviewOptions)
 
 
 class Generation:
@@ -127,14 +128,16 @@ class Generation:
                     yield event
         finally:
             self.readers -= 1
-            if self.readers == 0 and not self.state.final:
+            if self.readers == 0:
                 self._is_left()
 
-    def stop_timers(self) -> None:
-        """Let nothing end it any more, as it has ended."""
+    def retire(self) -> None:
+        """Let nothing end it any more, as it has ended; its outputs are all that is kept."""
         if self.deadline is not None:
             self.deadline.cancel()
         self._stop_window()
+        if self.readers == 0:
+            self.log.drop_previews()
 
     def free_pictures(self) -> None:
         """Give the memory of its input pictures back, as no run will need them any more."""
@@ -142,6 +145,9 @@ class Generation:
             self.submission.pictures.close()
 
     def _is_left(self) -> None:
+        if self.state.final:
+            self.log.drop_previews()
+            return
         if self.submission.continues:
             return
         if self.submission.reattach_window <= 0:

@@ -183,6 +183,7 @@ class Delivery:
             decode=first.decode_seconds,
             encode=encode_seconds,
             total=time.monotonic() - generation.accepted_at,
+            previews=first.preview_seconds,
         )
         generation.log.append(
             Completed(

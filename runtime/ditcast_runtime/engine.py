@@ -36,6 +36,7 @@ from ditcast_runtime.group import Group
 from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.loaded_adapters import AdapterChange, LoadedAdapters
 from ditcast_runtime.messages import Facts
+from ditcast_runtime.preview_delivery import EncodePreview, PreviewDelivery
 from ditcast_runtime.runner import Runner
 from ditcast_runtime.settings import resolve_parallelism
 from ditcast_runtime.summary import Summary
@@ -63,7 +64,13 @@ class Engine:
     """Accepts generations and runs them one after another."""
 
     def __init__(
-        self, config: EngineConfig, encode: Encode, *, json_logs: bool, log_level: str
+        self,
+        config: EngineConfig,
+        encode: Encode,
+        encode_preview: EncodePreview,
+        *,
+        json_logs: bool,
+        log_level: str,
     ) -> None:
         self._config = config
         self._json_logs = json_logs
@@ -79,10 +86,12 @@ class Engine:
         self._ledger = Ledger(config, self._folder, self._leave)
         self._delivery = Delivery(encode, self._pool, config.chunk_bytes)
         self._adapters = LoadedAdapters(config.adapters)
+        self._previews = PreviewDelivery(encode_preview, self._pool)
         runner = Runner(
             config,
             self._ledger,
             self._delivery,
+            self._previews,
             lambda: self.configuration,
             self._receipt,
             self._adapters.hold,
@@ -128,6 +137,7 @@ class Engine:
             self._task.cancel()
             await asyncio.wait({self._task})
         await self._delivery.idle()
+        await self._previews.idle()
         self._close(None)
 
     def on_phase(self, listener: Callable[[Phase], None]) -> None:

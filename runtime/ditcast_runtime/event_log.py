@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from ditcast_runtime.errors import ResultNotKept, RuntimeFailure
-from ditcast_runtime.events import Event, EventKind, OutputChunk
+from ditcast_runtime.events import Event, EventKind, OutputChunk, Preview
 from ditcast_runtime.spill import SpillFile
 
 
@@ -47,6 +47,8 @@ class EventLog:
         self.memory_bytes = 0
         self.ended_at: datetime | None = None
         self._entries: list[Event | _Moved] = []
+        self._previews: dict[int, int] = {}
+        """Where the newest preview of each output stands."""
         self._failure: RuntimeFailure | None = None
         self._not_kept: tuple[int, ResultNotKept] | None = None
         self._changed = asyncio.Event()
@@ -63,10 +65,18 @@ class EventLog:
         if isinstance(kind, OutputChunk):
             self.output_bytes += len(kind.data)
             self.memory_bytes += len(kind.data)
+        if isinstance(kind, Preview):
+            self._empty_preview(kind.output_index)
+            self._previews[kind.output_index] = len(self._entries)
         self._entries.append(
             Event(sequence=len(self._entries) + 1, time=datetime.now(UTC), kind=kind)
         )
         self._wake()
+
+    def drop_previews(self) -> None:
+        """Let go of the newest previews too; their events stay, as all superseded ones do."""
+        for output_index in tuple(self._previews):
+            self._empty_preview(output_index)
 
     def end(self, failure: RuntimeFailure | None = None) -> bool:
         """Close the log, with the failure that ended it or none; False if it had ended before."""
@@ -152,6 +162,15 @@ class EventLog:
                 yield None
         if self._failure is not None:
             raise self._failure.with_traceback(None)
+
+    def _empty_preview(self, output_index: int) -> None:
+        """Take the data out of an output's newest preview: slow readers do not pile them up."""
+        position = self._previews.pop(output_index, None)
+        if position is None:
+            return
+        entry = self._entries[position]
+        if isinstance(entry, Event) and isinstance(entry.kind, Preview):
+            self._entries[position] = replace(entry, kind=replace(entry.kind, data=b""))
 
     def _wake(self) -> None:
         # A fresh one for the next change: whoever waits holds the old one.

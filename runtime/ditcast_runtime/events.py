@@ -88,6 +88,19 @@ class Restarted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Preview:
+    """A small picture of what an output would be after `step`."""
+
+    step: int
+    output_index: int
+    media_type: str
+    width: int
+    height: int
+    data: bytes
+    """Empty: a newer one has taken its place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OutputChunk:
     """A part of one encoded output."""
 
@@ -108,6 +121,8 @@ class Timings:
     decode: float
     encode: float
     total: float
+    previews: float = 0.0
+    """Of `denoise`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +157,16 @@ class Completed:
     memory: tuple[RankMemory, ...]
 
 
-EventKind = Queued | Started | StepCompleted | RequestWarning | Restarted | OutputChunk | Completed
+EventKind = (
+    Queued
+    | Started
+    | StepCompleted
+    | Preview
+    | RequestWarning
+    | Restarted
+    | OutputChunk
+    | Completed
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ than GO_ON, or the verdict at the end, is the generation's last vote on every ra
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import mmap
 import os
@@ -22,9 +23,19 @@ from ditcast_runtime.broadcast import Ballot, ControlGroup
 from ditcast_runtime.channel import RankChannel
 from ditcast_runtime.events import RankMemory
 from ditcast_runtime.generation import Parameters, SeparateCfg
-from ditcast_runtime.messages import Denoising, Ended, FailureKind, Outcome, Output, Run, Step
+from ditcast_runtime.messages import (
+    Denoising,
+    Ended,
+    FailureKind,
+    Outcome,
+    Output,
+    Preview,
+    Run,
+    Step,
+)
 from ditcast_runtime.outputs import Made, NotFinite
 from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.previews.previewer import Previewer, Previewing, Sketch
 from ditcast_runtime.steps import ScheduleRefused, Stopwatch
 
 
@@ -50,6 +61,7 @@ class Execution:
         channel: RankChannel | None,
         cancelled: Callable[[int], bool],
         pictures: dict[str, list[Any]],
+        previewer: Previewer | None = None,
     ) -> None:
         """Take what this rank runs with; `channel` is None but on rank 0, which alone reports."""
         self.command = command
@@ -61,6 +73,7 @@ class Execution:
         self._channel = channel
         self._cancelled = cancelled
         self._pictures = pictures
+        self._previewing = self._previews(previewer)
         self._watch = Stopwatch()
         self._prepare_seconds = 0.0
         self._denoise_seconds = 0.0
@@ -73,7 +86,8 @@ class Execution:
         arguments = self._pipeline.prepare(parameters, self._pictures, two_passes=two)
         self._vote()
         self.prepared = True
-        made = self._pipeline.run(arguments, self, parameters.output.format)
+        with self._previewing.watching() if self._previewing else contextlib.nullcontext():
+            made = self._pipeline.run(arguments, self, parameters.output.format)
         if self._channel is not None:
             self._send_output(self._channel, made)
         self._vote()
@@ -114,9 +128,15 @@ class Execution:
                     transformers=decisions,
                 )
             )
+        if self._previewing is not None:
+            self._previewing.step_ended(step)
+            # It is no part of the next step.
+            self._denoise_seconds += self._watch.lap()
 
     def denoising_ended(self) -> None:
         """Begin to count the time of decoding; what came after the last step counts before it."""
+        if self._previewing is not None:
+            self._previewing.denoising_ended()
         self._denoise_seconds += self._watch.lap()
 
     def outcome(self, verdict: Ballot) -> Outcome:
@@ -141,6 +161,7 @@ class Execution:
             memory=rank_memory(rank, self._pipeline.device),
             denoise_seconds=self._denoise_seconds,
             decode_seconds=self._decode_seconds,
+            preview_seconds=self._previewing.seconds if self._previewing else 0.0,
         )
 
     def _vote(self) -> None:
@@ -149,6 +170,27 @@ class Execution:
         verdict = self._control.vote(Ballot.CANCEL if cancelled else Ballot.GO_ON)
         if verdict is not Ballot.GO_ON:
             raise Left(verdict)
+
+    def _previews(self, previewer: Previewer | None) -> Previewing | None:
+        """Give what makes this generation's previews, on rank 0 and if there are any."""
+        channel, wanted = self._channel, self.command.previews
+        if channel is None or previewer is None or wanted.every_n_steps == 0:
+            return None
+
+        def send(sketch: Sketch) -> None:
+            channel.send(
+                Preview(
+                    epoch=self.command.epoch,
+                    number=self.command.number,
+                    step=sketch.step,
+                    count=sketch.count,
+                    width=sketch.width,
+                    height=sketch.height,
+                    pixels=sketch.pixels,
+                )
+            )
+
+        return Previewing(previewer, self.command.parameters, wanted, send)
 
     def _send_output(self, channel: RankChannel, made: Made) -> None:
         descriptor = os.memfd_create("ditcast-output", os.MFD_CLOEXEC)

@@ -30,6 +30,7 @@ from ditcast_runtime.messages import (
     Loading,
     Order,
     Output,
+    Preview,
     Ready,
     Report,
     Run,
@@ -80,7 +81,7 @@ class ReceivedOutput:
     descriptor: int
 
 
-RunReport = Denoising | Step | ReceivedOutput | Failed | Ended
+RunReport = Denoising | Step | Preview | ReceivedOutput | Failed | Ended
 
 
 class Group:
@@ -277,7 +278,7 @@ class Group:
                 self._reports.put_nowait(CannotLoad(rank, report.error_type, report.reason))
             case Ready():
                 self._reports.put_nowait(report)
-            case Denoising() | Step() | Output() | Failed() | Ended():
+            case Denoising() | Step() | Preview() | Output() | Failed() | Ended():
                 self._pass_on(rank, report, descriptor)
             case _:
                 assert_never(report)
@@ -291,7 +292,7 @@ class Group:
     def _pass_on(
         self,
         rank: int,
-        report: Denoising | Step | Output | Failed | Ended,
+        report: Denoising | Step | Preview | Output | Failed | Ended,
         descriptor: int | None,
     ) -> None:
         if report.number != self._number:

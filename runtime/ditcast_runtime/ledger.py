@@ -161,7 +161,7 @@ class Ledger:
         self.end(generation, DeadlineExceeded(generation.steps_done))
 
     def _retire(self, generation: Generation) -> None:
-        generation.stop_timers()
+        generation.retire()
         generation.free_pictures()
         log.info(
             "generation ended",

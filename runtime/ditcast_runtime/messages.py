@@ -12,7 +12,7 @@ import msgspec
 
 from ditcast_runtime.config import GenerationDefaults
 from ditcast_runtime.events import RankMemory, TransformerDecision
-from ditcast_runtime.generation import KeywordValue, Parameters, SeparateCfg
+from ditcast_runtime.generation import KeywordValue, Parameters, PreviewOptions, SeparateCfg
 from ditcast_runtime.settings import Acceleration, CacheSettings, LoadingSettings, WarmUp
 
 
@@ -62,6 +62,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request_id: str
     parameters: Parameters
     pictures: tuple[Picture, ...] = ()
+    previews: PreviewOptions = PreviewOptions()
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -202,6 +203,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     deterministic: bool
     adapters_supported: bool = False
     """Whether adapters can be loaded into the pipeline."""
+    previews: bool = False
+    """Whether previews can be made; known after the warm-up."""
 
 
 class FailureKind(enum.StrEnum):
@@ -292,6 +295,18 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     transformers: tuple[TransformerDecision, ...]
 
 
+class Preview(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the outputs would be after `step`: small pictures, 8-bit RGB rows from the top."""
+
+    epoch: int
+    number: int
+    step: int
+    count: int
+    width: int
+    height: int
+    pixels: bytes
+
+
 class Output(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """All outputs, one after the other, in the descriptor that comes along.
 
@@ -336,8 +351,20 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     decode_seconds: float
     components: tuple[str, ...] = ()
     """Of an adapter that was loaded: what of the pipeline it changes."""
+    preview_seconds: float = 0.0
+    """Of `denoise_seconds`: making previews."""
 
 
 Report = (
-    Loading | WarmingUp | Ready | CannotServe | Alive | Denoising | Step | Output | Failed | Ended
+    Loading
+    | WarmingUp
+    | Ready
+    | CannotServe
+    | Alive
+    | Denoising
+    | Step
+    | Preview
+    | Output
+    | Failed
+    | Ended
 )

@@ -54,6 +54,7 @@ from ditcast_runtime.messages import (
     UnloadAdapter,
 )
 from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.previews.previewer import Previewer
 from ditcast_runtime.start import start
 
 log = structlog.get_logger()
@@ -116,12 +117,14 @@ class Rank:
         control: ControlGroup,
         inbox: Inbox,
         pipeline: Pipeline,
+        previewer: Previewer | None,
     ) -> None:
         self.launch = launch
         self.channel = channel
         self.control = control
         self.inbox = inbox
         self.pipeline = pipeline
+        self.previewer = previewer
         self.separate_cfg = facts.separate_cfg(pipeline)
 
     def loop(self) -> None:
@@ -209,6 +212,7 @@ class Rank:
             self.channel if self.launch.rank == 0 else None,
             self.inbox.cancelled,
             inputs,
+            self.previewer,
         )
         failure: Exception | None = None
         try:
@@ -308,7 +312,7 @@ def main() -> int:
             )
         )
         return 3
-    rank = Rank(launch, channel, started.control, inbox, started.pipeline)
+    rank = Rank(launch, channel, started.control, inbox, started.pipeline, started.previewer)
     ready = Ready(
         epoch=launch.epoch, rank=launch.rank, facts=started.facts, seconds=started.seconds
     )

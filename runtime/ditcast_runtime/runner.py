@@ -34,9 +34,11 @@ from ditcast_runtime.messages import (
     FailureKind,
     Outcome,
     Picture,
+    Preview,
     Run,
     Step,
 )
+from ditcast_runtime.preview_delivery import PreviewDelivery
 from ditcast_runtime.settings import Problem
 
 log = structlog.get_logger()
@@ -52,6 +54,7 @@ class Runner:
         config: EngineConfig,
         ledger: Ledger,
         delivery: Delivery,
+        previews: PreviewDelivery,
         configuration: Callable[[], Configuration],
         make_receipt: MakeReceipt,
         hold_adapters: Callable[[tuple[AdapterUse, ...]], bool],
@@ -59,6 +62,7 @@ class Runner:
         self._config = config
         self._ledger = ledger
         self._delivery = delivery
+        self._previews = previews
         self._configuration = configuration
         self._make_receipt = make_receipt
         self._hold_adapters = hold_adapters
@@ -131,6 +135,7 @@ class Runner:
             request_id=generation.request_id,
             parameters=generation.parameters,
             pictures=_layout(generation.parameters),
+            previews=generation.submission.previews,
         )
         pictures = generation.submission.pictures
         reports = group.run(
@@ -150,6 +155,8 @@ class Runner:
                 run.sigmas, run.prepare_seconds = report.sigmas, report.prepare_seconds
             case Step():
                 _add_step(generation, report)
+            case Preview():
+                self._previews.take(generation, report)
             case ReceivedOutput():
                 run.output = report
             case Failed():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+import msgspec
 import structlog
 import torch
 import torch.distributed as dist
@@ -19,6 +20,8 @@ from ditcast_runtime.channel import RankChannel
 from ditcast_runtime.loading import resolve_device
 from ditcast_runtime.messages import Facts, Launch, Loading, WarmingUp
 from ditcast_runtime.pipeline import Pipeline
+from ditcast_runtime.previews.lesson import Lesson
+from ditcast_runtime.previews.previewer import Previewer
 from ditcast_runtime.source import Report, Source, fetch, locate
 from ditcast_runtime.steps import Stopwatch
 from ditcast_runtime.warm_up import warm_up
@@ -32,6 +35,8 @@ class Started:
 
     control: ControlGroup
     pipeline: Pipeline
+    previewer: Previewer | None
+    """None: no previews can be made."""
     facts: Facts
     seconds: float
 
@@ -91,9 +96,18 @@ def start(launch: Launch, channel: RankChannel) -> Started:
     found = facts.describe(pipeline, launch, source, defaults)
     channel.send(WarmingUp(epoch=launch.epoch, rank=launch.rank))
     report("warming up")
-    warm_up(pipeline, launch, found)
+    lesson = Lesson(pipeline.pipe, device, parallel_vae=_has_parallel_vae(launch))
+    with lesson.watching():
+        warm_up(pipeline, launch, found)
+    previewer = lesson.previewer()
+    found = msgspec.structs.replace(found, previews=previewer is not None)
     report.lap()
-    return Started(control, pipeline, found, report.seconds)
+    return Started(control, pipeline, previewer, found, report.seconds)
+
+
+def _has_parallel_vae(launch: Launch) -> bool:
+    parallelism = launch.acceleration.parallelism
+    return parallelism is not None and "vae" in parallelism.extra_parallel_modules
 
 
 def _join(launch: Launch, device: torch.device) -> None:

@@ -19,6 +19,7 @@ from ditcast_service.checks import describe, tls_files
 from ditcast_service.config import ServerConfig
 from ditcast_service.encoding import encode
 from ditcast_service.health import Health
+from ditcast_service.preview_encoding import encode_preview
 from ditcast_service.servicer import DiffusionServicer
 
 FAILED = 1
@@ -41,7 +42,7 @@ async def live(config: ServerConfig) -> int:
         addresses = edge.listen(server, config.listen, tls_files(config))
     except ConfigError as error:
         return _say(error)
-    engine = Engine(config, encode, json_logs=json_logs, log_level=config.log_level)
+    engine = Engine(config, encode, encode_preview, json_logs=json_logs, log_level=config.log_level)
     health = Health()
     engine.on_phase(health.follow)
     edge.register(server, DiffusionServicer(engine, config), health)

@@ -227,6 +227,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
             priority=asked.priority,
             continues=asked.continues,
             reattach_window=asked.reattach_window,
+            previews=asked.previews,
         )
 
     def _validated(self, submission: Submission) -> GenerationEvent:

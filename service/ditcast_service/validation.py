@@ -87,6 +87,7 @@ class _Resolution:
         guidance = self._scale("guidance_scale")
         self._warn_without_effect(negative, true_cfg)
         self._reattach_window()
+        self._previews()
         two_passes = self.facts.separate_cfg.two_passes(
             negative_prompt=negative, guidance_scale=guidance, true_cfg_scale=true_cfg
         )
@@ -110,6 +111,11 @@ class _Resolution:
         seconds, most = self.request.reattach_window, self.config.max_reattach_window
         if seconds > most:
             self._refuse("reattach_window", f"{seconds:g} s is out of range: 0 to {most:g} s")
+
+    def _previews(self) -> None:
+        if self.request.previews.every_n_steps > 0 and not self.facts.previews:
+            reason = "no previews can be made of what this pipeline works on"
+            self.problems.append(Problem("progress.preview_every_n_steps", reason, "unsupported"))
 
     def _refuse(self, name: str, reason: str) -> None:
         self.problems.append(Problem(name, reason))

@@ -181,6 +181,6 @@ async def test_nothing_ends_what_has_ended() -> None:
     await reader.aclose()
     made.log.end()
     made.state = State.SUCCEEDED
-    made.stop_timers()
+    made.retire()
     await asyncio.sleep(0.1)
     assert made not in abandoned

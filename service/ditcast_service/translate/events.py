@@ -30,6 +30,8 @@ def event_to_proto(request_id: str, event: events.Event) -> pb.GenerationEvent:
             message.started.CopyFrom(started(kind))
         case events.StepCompleted():
             message.step_completed.CopyFrom(_step(kind))
+        case events.Preview():
+            message.preview.CopyFrom(pb.Preview(**dataclasses.asdict(kind)))
         case events.RequestWarning():
             message.warning.CopyFrom(pb.Warning(field=kind.field, message=kind.message))
         case events.Restarted():

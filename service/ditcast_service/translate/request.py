@@ -13,7 +13,14 @@ from google.protobuf.message import Message
 
 from ditcast.v1 import diffusion_service_pb2 as service_pb
 from ditcast.v1 import generation_pb2 as pb
-from ditcast_runtime.generation import KeywordValue, OutputFormat, OutputOptions, Priority, Request
+from ditcast_runtime.generation import (
+    KeywordValue,
+    OutputFormat,
+    OutputOptions,
+    PreviewOptions,
+    Priority,
+    Request,
+)
 from ditcast_runtime.settings import CacheSettings, Problem
 from ditcast_service.translate.acceleration import cache_from_proto
 from ditcast_service.translate.values import from_value, seconds_of, to_word
@@ -48,6 +55,7 @@ def request_from_proto(
         priority=_priority(message, problems),
         continues=_continues(message, problems),
         reattach_window=_reattach_window(message, problems),
+        previews=_previews(message.progress, problems),
     )
     return request, problems
 
@@ -71,8 +79,6 @@ def _later(message: service_pb.GenerateRequest) -> list[Problem]:
         "images": bool(message.images),
         "num_frames": message.HasField("num_frames"),
         "fps": message.HasField("fps"),
-        "progress.preview_every_n_steps": message.progress.preview_every_n_steps != 0,
-        "progress.preview_max_side": message.progress.HasField("preview_max_side"),
     }
     return [Problem(name, LATER) for name, wanted in asked.items() if wanted]
 
@@ -136,6 +142,19 @@ def _reattach_window(message: service_pb.GenerateRequest, problems: list[Problem
     if seconds < 0:
         problems.append(Problem("reattach_window", f"{seconds:g} s is out of range: from 0"))
     return seconds
+
+
+def _previews(message: pb.ProgressOptions, problems: list[Problem]) -> PreviewOptions:
+    every = message.preview_every_n_steps
+    side = message.preview_max_side if message.HasField("preview_max_side") else None
+    if every < 0:
+        reason = f"{every} is out of range: from 0, for none"
+        problems.append(Problem("progress.preview_every_n_steps", reason))
+    if side is not None and not 16 <= side <= 1024:  # noqa: PLR2004 (the contract's range)
+        reason = f"{side} is out of range: 16 to 1024 pixels"
+        problems.append(Problem("progress.preview_max_side", reason))
+    usual = PreviewOptions()
+    return PreviewOptions(every_n_steps=every, max_side=usual.max_side if side is None else side)
 
 
 def _priority(message: service_pb.GenerateRequest, problems: list[Problem]) -> Priority:
