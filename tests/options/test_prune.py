@@ -27,7 +27,7 @@ def skipped(trace: Trace) -> int:
 @proves("cache.db_prune")
 def test_single_blocks_of_a_step_are_skipped(bench: Bench) -> None:
     """Some steps skip some blocks and run others, and the decisions say which steps."""
-    trace = run(bench)
+    trace = run(bench, enable_dynamic_prune_threshold=True)
     assert {len(call) for call in trace.calls} - {1, BLOCKS}
     steps = [step for step, call in enumerate(trace.calls, start=1) if len(call) < BLOCKS]
     assert trace.pruned == steps
