@@ -27,6 +27,7 @@ from ditcast_runtime.settings import (
     load_acceleration,
     resolve_parallelism,
 )
+from ditcast_service.adapter_folders import check_folders, load_listed
 from ditcast_service.callers import Callers
 from ditcast_service.fields import flag_of
 from ditcast_service.loading_checks import check_start
@@ -98,6 +99,7 @@ def check(config: ServerConfig, places: Mapping[str, str], problems: list[Proble
     _check_addresses(config, where, problems)
     _check_security(config, where, problems)
     _check_model(config, where, problems)
+    config = _with_adapters(config, where, problems)
     config = _with_acceleration(config, where, problems)
     problems += check_start(config, where)
     return config
@@ -201,6 +203,12 @@ def _check_model(config: EngineConfig, where: Where, problems: list[Problem]) ->
     elif not _HUB_ID.fullmatch(config.model):
         reason = f"{config.model!r} is neither a folder nor the id of a model (owner/name)"
         problems.append(Problem(where("model"), reason))
+
+
+def _with_adapters(config: ServerConfig, where: Where, problems: list[Problem]) -> ServerConfig:
+    problems += check_folders(config.adapter_folder, where("adapter_folder"))
+    found = load_listed(config.adapter_folder, config.adapter, where("adapter"), problems)
+    return dataclasses.replace(config, adapters=found)
 
 
 def _with_acceleration(config: ServerConfig, where: Where, problems: list[Problem]) -> ServerConfig:

@@ -44,6 +44,12 @@ class ServerConfig(EngineConfig):
     changes. Unset: everybody may do everything."""
     cache_dit_config: Path | None = None
     """YAML or JSON file in cache-dit's own format. Unset: one rank, nothing cached."""
+    adapter_folder: tuple[str, ...] = ()
+    """Folders whose safetensors files may be loaded as LoRA adapters, by repeating the flag; no
+    other file ever is. Callers see a folder's own name and the paths within it."""
+    adapter: tuple[str, ...] = ()
+    """Adapters to load at the start, as NAME=FILE, by repeating the flag; FILE as
+    `ditcast adapters list` shows it."""
     log_format: str = "auto"
     """json or console. auto: console on a terminal, else json."""
     log_level: str = "info"
@@ -52,7 +58,7 @@ class ServerConfig(EngineConfig):
 
 LOADING_FIELDS = fields_of(LoadingSettings, without=frozenset())
 FIELDS = (
-    *fields_of(ServerConfig, without=frozenset({"acceleration", "loading"})),
+    *fields_of(ServerConfig, without=frozenset({"acceleration", "adapters", "loading"})),
     *LOADING_FIELDS,
 )
 _BY_NAME = {field.name: field for field in FIELDS}

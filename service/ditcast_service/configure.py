@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from ditcast.v1.diffusion_service_pb2 import ConfigureRequest, ConfigureResponse
@@ -75,13 +76,24 @@ async def configure(
         made = make(current)
         return made.require()
 
+    async with before_deadline(seconds_left):
+        now = await engine.configure(settle)
+    return _answer(now, made)
+
+
+@contextlib.asynccontextmanager
+async def before_deadline(seconds_left: float | None) -> AsyncIterator[None]:
+    """Give up a change shortly before its caller's deadline.
+
+    Raises:
+        NotAppliedInTime: it was given up, and nothing was changed.
+    """
     limit = None if seconds_left is None else seconds_left - min(_MARGIN_SECONDS, seconds_left / 4)
     try:
         async with asyncio.timeout(limit):
-            now = await engine.configure(settle)
+            yield
     except TimeoutError:
         raise NotAppliedInTime from None
-    return _answer(now, made)
 
 
 def _answer(configuration: Configuration, made: Plan | None) -> ConfigureResponse:

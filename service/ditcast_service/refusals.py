@@ -32,6 +32,18 @@ class NeedsReload(RuntimeFailure):
         super().__init__("; ".join(f"{problem.field}: {problem.reason}" for problem in problems))
 
 
+class UnknownAdapterFile(RuntimeFailure):
+    """No folder that the operator listed has such a file.
+
+    Attributes:
+        file: what was asked for.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        super().__init__(f"There is no file {file!r:.200} to load an adapter from.")
+
+
 class NotAppliedInTime(RuntimeFailure):
     """The caller's deadline passed before the change could be put into force."""
 

@@ -10,7 +10,6 @@ import dataclasses
 import uuid
 from typing import Protocol
 
-import grpc
 from grpc import aio
 
 from ditcast.v1 import diffusion_service_pb2 as pb
@@ -23,6 +22,9 @@ from ditcast_runtime.events import RequestWarning, Started
 from ditcast_runtime.generation import Parameters, State
 from ditcast_runtime.settings import Problem
 from ditcast_runtime.summary import Summary
+from ditcast_service import adapters
+from ditcast_service.adapter_folders import AdapterFolders
+from ditcast_service.adapters import AdapterEngine
 from ditcast_service.callers import Scope
 from ditcast_service.config import ServerConfig
 from ditcast_service.configure import ConfigurableEngine, configure
@@ -42,7 +44,7 @@ GenerateContext = aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 WatchContext = aio.ServicerContext[pb.WatchGenerationRequest, pb.WatchGenerationResponse]
 
 
-class Engine(ConfigurableEngine, Protocol):
+class Engine(ConfigurableEngine, AdapterEngine, Protocol):
     """What the RPCs need of the engine; tests have one of their own."""
 
     def configuration_at(self, revision: int) -> Configuration:
@@ -76,6 +78,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self._engine = engine
         self._config = config
+        self._adapter_folders = AdapterFolders(config.adapter_folder)
 
     # A coroutine that writes, not a generator: only so can the time of a write be bounded.
     async def Generate(  # type: ignore[override]
@@ -175,27 +178,25 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         request: pb.LoadAdapterRequest,
         context: aio.ServicerContext[pb.LoadAdapterRequest, pb.LoadAdapterResponse],
     ) -> pb.LoadAdapterResponse:
-        """Load an adapter on all ranks."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not yet")
-        return pb.LoadAdapterResponse()
+        """Load an adapter on all ranks between two generations."""
+        seconds_left = context.time_remaining()
+        return await adapters.load(self._engine, self._adapter_folders, request, seconds_left)
 
     async def UnloadAdapter(
         self,
         request: pb.UnloadAdapterRequest,
         context: aio.ServicerContext[pb.UnloadAdapterRequest, pb.UnloadAdapterResponse],
     ) -> pb.UnloadAdapterResponse:
-        """Remove an adapter from all ranks."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not yet")
-        return pb.UnloadAdapterResponse()
+        """Remove an adapter from all ranks between two generations."""
+        return await adapters.unload(self._engine, request, context.time_remaining())
 
     async def ListAdapters(
         self,
         request: pb.ListAdaptersRequest,
         context: aio.ServicerContext[pb.ListAdaptersRequest, pb.ListAdaptersResponse],
     ) -> pb.ListAdaptersResponse:
-        """List what is loaded and what could be."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not yet")
-        return pb.ListAdaptersResponse()
+        """Answer what is loaded, and the files that could be."""
+        return await adapters.listing(self._engine, self._adapter_folders)
 
     def _settle(
         self, request: pb.GenerateRequest, request_id: str, context: GenerateContext
@@ -206,7 +207,14 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
 
         def settle() -> tuple[Parameters, tuple[RequestWarning, ...]]:
             configuration = self._engine.configuration
-            return resolve(asked, self._engine.facts, self._config, configuration, problems)
+            return resolve(
+                asked,
+                self._engine.facts,
+                self._config,
+                configuration,
+                problems,
+                adapters=self._engine.adapters,
+            )
 
         revision = self._engine.configuration.revision
         parameters, warnings = settle()

@@ -82,7 +82,7 @@ def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a tab
                 estimate_seconds=estimate.total_seconds(),
             )
         case _:
-            return _of_callers(failure) or _of_configure(failure) or _exhausted(failure)
+            return _of_callers(failure) or _of_changes(failure) or _exhausted(failure)
 
 
 def _of_callers(failure: errors.RuntimeFailure) -> Status | None:
@@ -97,13 +97,33 @@ def _of_callers(failure: errors.RuntimeFailure) -> Status | None:
             return None
 
 
+def _of_changes(failure: errors.RuntimeFailure) -> Status | None:
+    """Cover what only a change, or asking for one, can meet."""
+    return _of_adapters(failure) or _of_configure(failure)
+
+
+def _of_adapters(failure: errors.RuntimeFailure) -> Status | None:
+    match failure:
+        case errors.UnknownAdapter(name=name):
+            resource = _resource("Adapter", name)
+            return _status(grpc.StatusCode.NOT_FOUND, failure, "ADAPTER_NOT_FOUND", resource)
+        case refusals.UnknownAdapterFile(file=file):
+            resource = _resource("AdapterFile", file)
+            return _status(grpc.StatusCode.NOT_FOUND, failure, "ADAPTER_FILE_NOT_FOUND", resource)
+        case errors.AdapterNameTaken(name=name):
+            resource = _resource("Adapter", name)
+            return _status(grpc.StatusCode.ALREADY_EXISTS, failure, "ADAPTER_NAME_TAKEN", resource)
+        case errors.AdapterRefused(reason=reason):
+            return _precondition((Problem("file", reason),), "ADAPTER_REFUSED")
+        case _:
+            return None
+
+
 def _of_configure(failure: errors.RuntimeFailure) -> Status | None:  # noqa: PLR0911 (a table)
     """Cover what only a change of the configuration, or asking for one, can meet."""
     match failure:
         case errors.UnknownRevision(revision=revision):
-            resource = details.ResourceInfo(
-                resource_type="ditcast.v1.Configuration", resource_name=str(revision)
-            )
+            resource = _resource("Configuration", str(revision))
             return _status(grpc.StatusCode.NOT_FOUND, failure, "REVISION_NOT_FOUND", resource)
         case refusals.RevisionMismatch(current=current):
             code = grpc.StatusCode.ABORTED
@@ -264,8 +284,11 @@ def _line(problem: Problem) -> str:
 
 
 def _generation(request_id: str) -> details.ResourceInfo:
-    name = _short(request_id, 128)
-    return details.ResourceInfo(resource_type="ditcast.v1.Generation", resource_name=name)
+    return _resource("Generation", request_id)
+
+
+def _resource(kind: str, name: str) -> details.ResourceInfo:
+    return details.ResourceInfo(resource_type=f"ditcast.v1.{kind}", resource_name=_short(name, 128))
 
 
 def _quota(subject: str, description: str) -> details.QuotaFailure:

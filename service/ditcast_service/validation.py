@@ -13,12 +13,13 @@ from itertools import pairwise
 
 import msgspec
 
-from ditcast_runtime.config import Configuration, EngineConfig
+from ditcast_runtime.config import Adapter, Configuration, EngineConfig
 from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
 from ditcast_runtime.events import RequestWarning
 from ditcast_runtime.generation import KeywordValue, Parameters, Request, SeparateCfg
 from ditcast_runtime.messages import Facts, ParameterFact
 from ditcast_runtime.settings import CacheSettings, Disabled, Problem, check_cache
+from ditcast_service.adapters import resolve_adapters
 from ditcast_service.arguments import resolve_arguments
 from ditcast_service.sizes import Sizes
 
@@ -31,6 +32,8 @@ def resolve(
     config: EngineConfig,
     configuration: Configuration,
     problems: Sequence[Problem] = (),
+    *,
+    adapters: Sequence[Adapter] = (),
 ) -> tuple[Parameters, tuple[RequestWarning, ...]]:
     """Settle every value of a request.
 
@@ -40,12 +43,13 @@ def resolve(
         config: The limits.
         configuration: The defaults, and the cache settings of requests that bring none.
         problems: What was already found wrong when the request was read.
+        adapters: Those that are loaded.
 
     Raises:
         InvalidRequest: some values cannot be; has all problems.
         UnsupportedRequest: the values are sound, but something here lacks the features.
     """
-    resolution = _Resolution(request, facts, config, configuration, list(problems))
+    resolution = _Resolution(request, facts, config, configuration, list(problems), adapters)
     parameters = resolution.parameters()
     found = tuple(resolution.problems)
     if any(problem.kind == "invalid" for problem in found):
@@ -73,6 +77,7 @@ class _Resolution:
     config: EngineConfig
     configuration: Configuration
     problems: list[Problem]
+    adapters: Sequence[Adapter]
     warnings: list[RequestWarning] = field(default_factory=list)
 
     def parameters(self) -> Parameters:
@@ -105,6 +110,7 @@ class _Resolution:
             pipeline_kwargs=resolve_arguments(request.pipeline_kwargs, self.facts, self.problems),
             output=request.output,
             cache=self._cache(steps, two_passes=two_passes),
+            adapters=resolve_adapters(request.adapters, self.adapters, self.facts, self.problems),
         )
 
     def _reattach_window(self) -> None:

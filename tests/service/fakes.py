@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from ditcast_runtime.accepted import Submission
-from ditcast_runtime.config import Configuration, GenerationDefaults
+from ditcast_runtime.config import Adapter, Configuration, GenerationDefaults
 from ditcast_runtime.errors import (
+    AdapterNameTaken,
     GenerationCancelled,
     NotServing,
     RequestIdReused,
     RuntimeFailure,
+    UnknownAdapter,
     UnknownGeneration,
     UnknownRevision,
 )
@@ -245,6 +247,7 @@ class FakeEngine:
         self.between_generations.set()
         self.writer_waits = asyncio.Event()
         self.change_failure: RuntimeFailure | None = None
+        self.loaded: dict[str, Adapter] = {}
         self.script: Callable[[Parameters], Script] = success
         self.refusal: RuntimeFailure | None = None
         self.heartbeat_interval = 0.05
@@ -279,6 +282,28 @@ class FakeEngine:
             self.configuration = dataclasses.replace(wanted, revision=current.revision + 1)
             self.history[self.configuration.revision] = self.configuration
             return self.configuration
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """What is loaded."""
+        return tuple(self.loaded.values())
+
+    async def load_adapter(self, adapter: Adapter) -> Adapter:
+        """Take an adapter once no generation runs."""
+        if adapter.name in self.loaded:
+            raise AdapterNameTaken(adapter.name, self.loaded[adapter.name].file)
+        await self.between_generations.wait()
+        if self.change_failure is not None:
+            raise self.change_failure
+        self.loaded[adapter.name] = dataclasses.replace(adapter, components=("transformer",))
+        return self.loaded[adapter.name]
+
+    async def unload_adapter(self, name: str) -> None:
+        """Let go of an adapter once no generation runs."""
+        if name not in self.loaded:
+            raise UnknownAdapter(name)
+        await self.between_generations.wait()
+        del self.loaded[name]
 
     def submit(self, submission: Submission) -> FakeGeneration:
         """Take a generation, or refuse it as it was told to."""

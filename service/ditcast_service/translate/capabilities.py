@@ -88,6 +88,7 @@ def capabilities(
         cancellable=facts.cancellable,
         negative_prompt_supported=any(fact.name == "negative_prompt" for fact in facts.parameters),
         scheduler_class=facts.scheduler_class,
+        adapters_supported=facts.adapters_supported,
         previews_supported=facts.previews,
     )
 

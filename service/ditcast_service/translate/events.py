@@ -109,6 +109,7 @@ def parameters_to_proto(parameters: Parameters) -> pb.ResolvedParameters:
         pipeline_kwargs=struct(parameters.pipeline_kwargs),
         output=_output(parameters.output),
         cache=cache_to_proto(parameters.cache),
+        adapters=[pb.AdapterUse(**dataclasses.asdict(use)) for use in parameters.adapters],
     )
 
 

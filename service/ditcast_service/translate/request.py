@@ -14,9 +14,11 @@ from google.protobuf.message import Message
 from ditcast.v1 import diffusion_service_pb2 as service_pb
 from ditcast.v1 import generation_pb2 as pb
 from ditcast_runtime.generation import (
+    AdapterWeight,
+    AskedOutput,
+    InputImage,
     KeywordValue,
     OutputFormat,
-    OutputOptions,
     PreviewOptions,
     Priority,
     Request,
@@ -28,14 +30,14 @@ from ditcast_service.translate.values import from_value, seconds_of, to_word
 LATER = "it is not supported by this version yet"
 """Reason of every field whose feature is still to come."""
 
-_LOSSY = (OutputFormat.JPEG, OutputFormat.WEBP)
-_LATER_FORMATS = ("mp4", "latent_safetensors")
-
 
 def request_from_proto(
-    message: service_pb.GenerateRequest,
+    message: service_pb.GenerateRequest, images: tuple[InputImage, ...] = ()
 ) -> tuple[Request, list[Problem]]:
-    """Read a request, and find what has no place in the domain."""
+    """Read a request, and find what has no place in the domain.
+
+    `images` are its pictures, decoded: their bytes go another way.
+    """
     problems = _later(message)
     request = Request(
         prompt=message.prompt,
@@ -55,6 +57,10 @@ def request_from_proto(
         priority=_priority(message, problems),
         continues=_continues(message, problems),
         reattach_window=_reattach_window(message, problems),
+        num_frames=_optional(message, "num_frames"),
+        fps=_optional(message, "fps"),
+        images=images,
+        adapters=_adapters(message),
         previews=_previews(message.progress, problems),
     )
     return request, problems
@@ -76,32 +82,26 @@ def _optional(message: Message, name: str) -> Any:  # noqa: ANN401 (the field's 
 def _later(message: service_pb.GenerateRequest) -> list[Problem]:
     """Refuse what only a later version can do."""
     asked = {
-        "images": bool(message.images),
-        "num_frames": message.HasField("num_frames"),
-        "fps": message.HasField("fps"),
     }
     return [Problem(name, LATER) for name, wanted in asked.items() if wanted]
 
 
-def _output(message: pb.OutputOptions, problems: list[Problem]) -> OutputOptions:
+def _adapters(message: service_pb.GenerateRequest) -> tuple[AdapterWeight, ...]:
+    return tuple(
+        AdapterWeight(name=each.name, weight=each.weight if each.HasField("weight") else 1.0)
+        for each in message.adapters
+    )
+
+
+def _output(message: pb.OutputOptions, problems: list[Problem]) -> AskedOutput:
+    quality = _optional(message, "quality")
     try:
-        word = to_word(pb.OutputFormat.DESCRIPTOR, message.format) or OutputFormat.PNG
+        word = to_word(pb.OutputFormat.DESCRIPTOR, message.format)
     except KeyError:
         reason = f"this version knows no format {message.format}"
         problems.append(Problem("output.format", reason))
-        return OutputOptions()
-    if word in _LATER_FORMATS:
-        problems.append(Problem("output.format", f"{word}: {LATER}"))
-        return OutputOptions()
-    chosen = OutputFormat(word)
-    if not message.HasField("quality"):
-        return OutputOptions(format=chosen)
-    if chosen not in _LOSSY:
-        problems.append(Problem("output.quality", f"{chosen} has none: only jpeg and webp have"))
-    elif not 1 <= message.quality <= 100:  # noqa: PLR2004 (the contract's range)
-        reason = f"{message.quality} is out of range: 1 to 100"
-        problems.append(Problem("output.quality", reason))
-    return OutputOptions(format=chosen, quality=message.quality)
+        return AskedOutput()
+    return AskedOutput(format=None if word is None else OutputFormat(word), quality=quality)
 
 
 def _cache(message: service_pb.GenerateRequest, problems: list[Problem]) -> CacheSettings | None:
