@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from ditcast_runtime.config import Configuration
 from ditcast_runtime.event_log import EventLog
-from ditcast_runtime.events import Event, RequestWarning, StepCompleted
+from ditcast_runtime.events import Completed, Event, RequestWarning, StepCompleted
 from ditcast_runtime.generation import Parameters, PreviewOptions, Priority, State
 from ditcast_runtime.pictures import Pictures
 
@@ -72,6 +72,8 @@ class Generation:
         self.state = State.QUEUED
         self.number = 0
         self.steps: list[StepCompleted] = []
+        self.completed: Completed | None = None
+        """Its last event, if it came to a result."""
         self.serial = serial
         """Grows with each that the process accepts."""
         self.created_at = datetime.now(UTC)

@@ -16,6 +16,7 @@ from ditcast_runtime.settings import (
     ParallelismSettings,
     QuantizeSettings,
     WarmUp,
+    resolve_parallelism,
 )
 
 STARTER_MODEL = Path(__file__).parent / "starter" / "qwen-image-starter"
@@ -192,3 +193,25 @@ class EngineConfig:
             return STARTER_MODEL_ID
         path = Path(self.model)
         return path.resolve().name if path.is_dir() else self.model
+
+
+def first_configuration(config: EngineConfig) -> Configuration:
+    """Settle what the server starts with; its defaults come with the model."""
+    acceleration = config.acceleration
+    return Configuration(
+        revision=1,
+        cache=acceleration.cache,
+        parallelism=resolve_parallelism(acceleration.parallelism, config.world_size)
+        if config.world_size > 1
+        else resolve_parallelism(None, 1),
+        quantize=acceleration.quantize,
+        attention_backend=acceleration.attention_backend,
+        defaults=GenerationDefaults(),
+        loading=config.loading,
+    )
+
+
+def needs_reload(current: Configuration, wanted: Configuration) -> bool:
+    """Say whether only new ranks can hold it: all but cache and defaults is fixed at the load."""
+    fixed = ("parallelism", "quantize", "attention_backend", "loading")
+    return any(getattr(current, name) != getattr(wanted, name) for name in fixed)

@@ -16,7 +16,7 @@ import structlog
 
 from ditcast_runtime.accepted import Generation
 from ditcast_runtime.errors import PipelineFailed, RuntimeFailure
-from ditcast_runtime.events import Completed, OutputChunk, Timings, cache_report
+from ditcast_runtime.events import Completed, OutputChunk, cache_report
 from ditcast_runtime.generation import (
     EncodedOutput,
     OutputDigest,
@@ -26,6 +26,7 @@ from ditcast_runtime.generation import (
 )
 from ditcast_runtime.group import ReceivedOutput
 from ditcast_runtime.messages import Ended, Failed
+from ditcast_runtime.timings import Measured, Starts, timings_of
 
 log = structlog.get_logger()
 
@@ -43,6 +44,7 @@ class RunRecord:
 
     sigmas: tuple[float, ...] = ()
     prepare_seconds: float = 0.0
+    encode_prompt_seconds: float = 0.0
     output: ReceivedOutput | None = None
     failures: list[Failed] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
@@ -69,10 +71,13 @@ class Order:
 class Delivery:
     """Encodes outputs in threads, a bounded number of them at a time."""
 
-    def __init__(self, encode: Encode, pool: ThreadPoolExecutor, chunk_bytes: int) -> None:
+    def __init__(
+        self, encode: Encode, pool: ThreadPoolExecutor, chunk_bytes: int, starts: Starts
+    ) -> None:
         self._encode = encode
         self._pool = pool
         self._chunk_bytes = chunk_bytes
+        self._starts = starts
         self._places = asyncio.Semaphore(_ALIVE_OUTPUTS)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -176,20 +181,18 @@ class Delivery:
         ended = sorted(run.ended, key=lambda report: report.rank)
         # Rank 0's, as the preparation's: stages of one rank add up.
         first = ended[0]
-        timings = Timings(
-            queued=generation.started_at - generation.accepted_at,
+        measured = Measured(
             prepare=run.prepare_seconds,
+            encode_prompt=run.encode_prompt_seconds,
             denoise=first.denoise_seconds,
             decode=first.decode_seconds,
             encode=encode_seconds,
-            total=time.monotonic() - generation.accepted_at,
             previews=first.preview_seconds,
         )
-        generation.log.append(
-            Completed(
-                receipt=order.receipt(digests),
-                timings=timings,
-                cache=cache_report(generation.steps),
-                memory=tuple(report.memory for report in ended),
-            )
+        generation.completed = Completed(
+            receipt=order.receipt(digests),
+            timings=timings_of(generation, measured, self._starts, time.monotonic()),
+            cache=cache_report(generation.steps),
+            memory=tuple(report.memory for report in ended),
         )
+        generation.log.append(generation.completed)

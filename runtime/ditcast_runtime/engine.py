@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,13 @@ import structlog
 
 from ditcast_runtime.accepted import Generation, Submission
 from ditcast_runtime.change import Change, Pending
-from ditcast_runtime.config import Adapter, Configuration, EngineConfig, GenerationDefaults
+from ditcast_runtime.config import (
+    Adapter,
+    Configuration,
+    EngineConfig,
+    first_configuration,
+    needs_reload,
+)
 from ditcast_runtime.delivery import Delivery, Encode
 from ditcast_runtime.dispatcher import Dispatcher
 from ditcast_runtime.errors import (
@@ -35,11 +42,11 @@ from ditcast_runtime.generation import OutputDigest, Receipt, State
 from ditcast_runtime.group import Group
 from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.loaded_adapters import AdapterChange, LoadedAdapters
-from ditcast_runtime.messages import Facts
+from ditcast_runtime.messages import Facts, Loading, WarmingUp
 from ditcast_runtime.preview_delivery import EncodePreview, PreviewDelivery
 from ditcast_runtime.runner import Runner
-from ditcast_runtime.settings import resolve_parallelism
 from ditcast_runtime.summary import Summary
+from ditcast_runtime.timings import Starts, stage_text
 
 __all__ = ["Encode", "Engine", "Generation", "Phase", "Submission"]
 
@@ -80,11 +87,14 @@ class Engine:
         self._initial = self._configurations[0]
         self._facts: Facts | None = None
         self._listeners: list[Callable[[Phase], None]] = []
+        self._loading_listeners: list[Callable[[Loading], None]] = []
+        self._starts = Starts()
+        self._stage = ""
         self._pool = ThreadPoolExecutor(config.encoder_threads, thread_name_prefix="encode")
         # Private: whoever could write the rendezvous file in it could join the group.
         self._folder = Path(tempfile.mkdtemp(prefix="ditcast-"))
         self._ledger = Ledger(config, self._folder, self._leave)
-        self._delivery = Delivery(encode, self._pool, config.chunk_bytes)
+        self._delivery = Delivery(encode, self._pool, config.chunk_bytes, self._starts)
         self._adapters = LoadedAdapters(config.adapters)
         self._previews = PreviewDelivery(encode_preview, self._pool)
         runner = Runner(
@@ -104,7 +114,7 @@ class Engine:
             make_group=self._make_group,
             configuration=lambda: self.configuration,
             on_serving=self._serves,
-            on_restarting=lambda: self._set_phase(Phase.RESTARTING),
+            on_restarting=self._restarts,
         )
         self._task: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -140,6 +150,10 @@ class Engine:
         await self._previews.idle()
         self._close(None)
 
+    def on_loading(self, listener: Callable[[Loading], None]) -> None:
+        """Call `listener` with each sign of progress of a rank that loads."""
+        self._loading_listeners.append(listener)
+
     def on_phase(self, listener: Callable[[Phase], None]) -> None:
         """Call `listener` with the phase now and at each change."""
         self._listeners.append(listener)
@@ -149,7 +163,7 @@ class Engine:
     def facts(self) -> Facts:
         """What is known of the loaded pipeline; NotServing before the first SERVING."""
         if self._facts is None:
-            raise NotServing(self.phase.name, self._dispatcher.start_estimate)
+            raise self._not_serving()
         return self._facts
 
     @property
@@ -187,7 +201,7 @@ class Engine:
             current = self.configuration
             wanted = dataclasses.replace(plan(current), revision=current.revision)
             if wanted != current:
-                change = Change(wanted, reload=_needs_reload(current, wanted), commit=self._commit)
+                change = Change(wanted, reload=needs_reload(current, wanted), commit=self._commit)
                 await self._put_into_force(change)
             return self.configuration
 
@@ -244,7 +258,10 @@ class Engine:
 
     def _check_accepting(self) -> None:
         if self.phase not in {Phase.SERVING, Phase.RESTARTING}:
-            raise NotServing(self.phase.name, self._dispatcher.start_estimate)
+            raise self._not_serving()
+
+    def _not_serving(self) -> NotServing:
+        return NotServing(self.phase.name, self._dispatcher.start_estimate, self._stage)
 
     @property
     def queue_depth(self) -> int:
@@ -316,6 +333,7 @@ class Engine:
             self.closed.set_exception(why)
 
     def _make_group(self, epoch: int, configuration: Configuration) -> Group:
+        self._starts.load(time.monotonic())
         return Group(
             self._config,
             configuration,
@@ -323,7 +341,7 @@ class Engine:
             self._folder,
             json_logs=self._json_logs,
             log_level=self._log_level,
-            on_warming_up=self._warms_up,
+            on_progress=self._goes_on,
             on_lost=self._ledger.work.set,
         )
 
@@ -349,11 +367,25 @@ class Engine:
     def _leave(self, generation: Generation) -> None:
         self._dispatcher.leave(generation)
 
-    def _warms_up(self) -> None:
+    def _restarts(self) -> None:
+        self._starts.load(time.monotonic())
+        self._set_phase(Phase.RESTARTING)
+
+    def _goes_on(self, report: Loading | WarmingUp) -> None:
+        if isinstance(report, Loading):
+            # The others do the same a little later, and wait for it before that.
+            if report.rank == 0:
+                self._stage = stage_text(report.stage, report.bytes_done, report.bytes_total)
+            for listener in self._loading_listeners:
+                listener(report)
+            return
+        self._starts.warm_up(time.monotonic())
         if self.phase is Phase.LOADING:
             self._set_phase(Phase.WARMING_UP)
 
     def _serves(self, facts: Facts) -> None:
+        self._starts.serve(time.monotonic())
+        self._stage = ""
         self._facts = facts
         self._set_phase(Phase.SERVING)
         if not self._serving.done():
@@ -371,24 +403,3 @@ class Engine:
         for listener in self._listeners:
             listener(phase)
 
-
-def first_configuration(config: EngineConfig) -> Configuration:
-    """Settle what the server starts with; its defaults come with the model."""
-    acceleration = config.acceleration
-    return Configuration(
-        revision=1,
-        cache=acceleration.cache,
-        parallelism=resolve_parallelism(acceleration.parallelism, config.world_size)
-        if config.world_size > 1
-        else resolve_parallelism(None, 1),
-        quantize=acceleration.quantize,
-        attention_backend=acceleration.attention_backend,
-        defaults=GenerationDefaults(),
-        loading=config.loading,
-    )
-
-
-def _needs_reload(current: Configuration, wanted: Configuration) -> bool:
-    """Say whether only new ranks can hold it: all but cache and defaults is fixed at the load."""
-    fixed = ("parallelism", "quantize", "attention_backend", "loading")
-    return any(getattr(current, name) != getattr(wanted, name) for name in fixed)

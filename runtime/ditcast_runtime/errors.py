@@ -103,12 +103,15 @@ class NotServing(RuntimeFailure):
     Attributes:
         reason: an UPPER_SNAKE word: LOADING, WARMING_UP, DRAINING.
         retry_after: when it is worth asking again.
+        stage: what the ranks that start are doing; empty: none start, or none has said so.
     """
 
-    def __init__(self, reason: str, retry_after: timedelta) -> None:
+    def __init__(self, reason: str, retry_after: timedelta, stage: str = "") -> None:
         self.reason = reason
         self.retry_after = retry_after
-        super().__init__(f"The service takes no generations now: {reason.lower()}.")
+        self.stage = stage
+        doing = f" ({stage})" if stage else ""
+        super().__init__(f"The service takes no generations now: {reason.lower()}{doing}.")
 
 
 class RanksLost(RuntimeFailure):

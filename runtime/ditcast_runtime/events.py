@@ -121,8 +121,15 @@ class Timings:
     decode: float
     encode: float
     total: float
+    load: float = 0.0
+    """Of `total`: waiting for ranks that loaded; in none of the other stages."""
+    warm_up: float = 0.0
+    """Of `total`: waiting for ranks that warmed up; in none of the other stages."""
+    encode_prompt: float = 0.0
+    """Of `prepare`: the pipeline's own part, before its first step."""
+    step_median: float = 0.0
     previews: float = 0.0
-    """Of `denoise`."""
+    """Of `denoise`: making previews."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -86,6 +86,7 @@ class Execution:
         arguments = self._pipeline.prepare(parameters, self._pictures, two_passes=two)
         self._vote()
         self.prepared = True
+        self._prepare_seconds = self._watch.lap()
         with self._previewing.watching() if self._previewing else contextlib.nullcontext():
             made = self._pipeline.run(arguments, self, parameters.output.format)
         if self._channel is not None:
@@ -96,7 +97,8 @@ class Execution:
 
     def denoising_began(self, sigmas: tuple[float, ...]) -> None:
         """Report that the first step begins."""
-        self._prepare_seconds = self._watch.lap()
+        encode_prompt_seconds = self._watch.lap()
+        self._prepare_seconds += encode_prompt_seconds
         if self._channel is not None:
             self._channel.send(
                 Denoising(
@@ -104,6 +106,7 @@ class Execution:
                     number=self.command.number,
                     sigmas=sigmas,
                     prepare_seconds=self._prepare_seconds,
+                    encode_prompt_seconds=encode_prompt_seconds,
                 )
             )
 

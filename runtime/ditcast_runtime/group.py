@@ -96,7 +96,7 @@ class Group:
         *,
         json_logs: bool,
         log_level: str,
-        on_warming_up: Callable[[], None],
+        on_progress: Callable[[Loading | WarmingUp], None],
         on_lost: Callable[[], None],
     ) -> None:
         self.epoch = epoch
@@ -105,7 +105,7 @@ class Group:
         self._store = folder / f"epoch-{epoch}"
         self._json_logs = json_logs
         self._log_level = log_level
-        self._on_warming_up = on_warming_up
+        self._on_progress = on_progress
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._members: list[Member] = []
@@ -118,8 +118,6 @@ class Group:
         self._limited_by = ""
         self.explanation = ""
         """Why the group is lost; empty while it is not."""
-        self.on_loading: Callable[[Loading], None] = lambda _: None
-        """Hears of each sign of progress of a rank that loads."""
 
     async def start(self) -> Facts:
         """Start all ranks and wait until each is loaded and warmed up; give rank 0's facts.
@@ -273,7 +271,7 @@ class Group:
                 self._warming.add(rank)
                 self._limit(self._config.warm_up_timeout, "the warm-up took too long")
                 if len(self._warming) == self._config.world_size:
-                    self._on_warming_up()
+                    self._on_progress(report)
             case CannotServe():
                 self._reports.put_nowait(CannotLoad(rank, report.error_type, report.reason))
             case Ready():
@@ -287,7 +285,7 @@ class Group:
         # The warm-up has a limit of its own, for all of it.
         if report.rank not in self._warming:
             self._limit(self._config.load_timeout, "loading showed no progress")
-        self.on_loading(report)
+        self._on_progress(report)
 
     def _pass_on(
         self,

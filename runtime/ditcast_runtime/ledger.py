@@ -28,6 +28,7 @@ from ditcast_runtime.generation import State
 from ditcast_runtime.group import RunReport
 from ditcast_runtime.retention import Retention
 from ditcast_runtime.summary import Summary, summarize
+from ditcast_runtime.timings import log_fields
 
 log = structlog.get_logger()
 
@@ -169,6 +170,7 @@ class Ledger:
             state=str(generation.state),
             steps=generation.steps_done,
             seconds=round(time.monotonic() - generation.accepted_at, 3),
+            **(log_fields(generation.completed) if generation.completed else {}),
         )
 
     def _forget(self, generation: Generation) -> None:

@@ -280,6 +280,8 @@ class Denoising(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     number: int
     sigmas: tuple[float, ...]
     prepare_seconds: float
+    encode_prompt_seconds: float = 0.0
+    """Of `prepare_seconds`: from the call of the pipeline on."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -153,6 +153,7 @@ class Runner:
             case Denoising():
                 generation.stage = "denoise"
                 run.sigmas, run.prepare_seconds = report.sigmas, report.prepare_seconds
+                run.encode_prompt_seconds = report.encode_prompt_seconds
             case Step():
                 _add_step(generation, report)
             case Preview():

@@ -12,13 +12,14 @@ import structlog
 from grpc import aio
 
 from ditcast_runtime import logs
-from ditcast_runtime.engine import Engine
+from ditcast_runtime.engine import Engine, Phase
 from ditcast_runtime.errors import ConfigError, RuntimeFailure
 from ditcast_service import server as edge
 from ditcast_service.checks import describe, tls_files
 from ditcast_service.config import ServerConfig
 from ditcast_service.encoding import encode
 from ditcast_service.health import Health
+from ditcast_service.loading_bar import LoadingBar
 from ditcast_service.preview_encoding import encode_preview
 from ditcast_service.servicer import DiffusionServicer
 
@@ -45,6 +46,8 @@ async def live(config: ServerConfig) -> int:
     engine = Engine(config, encode, encode_preview, json_logs=json_logs, log_level=config.log_level)
     health = Health()
     engine.on_phase(health.follow)
+    if not json_logs and sys.stderr.isatty():
+        _show_loading(engine)
     edge.register(server, DiffusionServicer(engine, config), health)
     await server.start()
     _log.info("listening", addresses=addresses, model=config.model_id)
@@ -108,6 +111,13 @@ def _signals() -> Iterator[Signals]:
     finally:
         for number in caught:
             loop.remove_signal_handler(number)
+
+
+def _show_loading(engine: Engine) -> None:
+    """Draw on the terminal how far loading is, until the ranks serve."""
+    bar = LoadingBar(sys.stderr)
+    engine.on_loading(bar.show)
+    engine.on_phase(lambda phase: bar.clear() if phase is Phase.SERVING else None)
 
 
 def _wants_json(config: ServerConfig) -> bool:

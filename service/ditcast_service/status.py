@@ -165,8 +165,9 @@ def _exhausted(failure: errors.RuntimeFailure) -> Status:
 def _unavailable_or_internal(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
     """Cover what is the matter with the service itself."""
     match failure:
-        case errors.NotServing(reason=reason, retry_after=after):
-            return _status(grpc.StatusCode.UNAVAILABLE, failure, reason, _retry(after))
+        case errors.NotServing(reason=reason, retry_after=after, stage=stage):
+            told = {"stage": stage} if stage else {}
+            return _status(grpc.StatusCode.UNAVAILABLE, failure, reason, _retry(after), **told)
         case errors.RanksLost(epoch=epoch, retry_after=after):
             code = grpc.StatusCode.UNAVAILABLE
             return _status(code, failure, "RANKS_LOST", _retry(after), epoch=epoch)

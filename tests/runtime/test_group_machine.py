@@ -32,8 +32,7 @@ from tests.runtime.fake_ranks import (
 from tests.service.fakes import FACTS
 
 from ditcast_runtime import group as group_module
-from ditcast_runtime.config import EngineConfig
-from ditcast_runtime.engine import first_configuration
+from ditcast_runtime.config import EngineConfig, first_configuration
 from ditcast_runtime.group import Group, GroupLost, ReceivedOutput, RunReport
 from ditcast_runtime.messages import (
     Alive,
@@ -96,7 +95,7 @@ class GroupMachine(RuleBasedStateMachine):
                 Path(self.folder.name),
                 json_logs=True,
                 log_level="error",
-                on_warming_up=lambda: None,
+                on_progress=lambda _: None,
                 on_lost=self._count_loss,
             )
             return asyncio.create_task(self.group.start())

@@ -1,4 +1,4 @@
-"""What the ranks run before they serve: sizes, frames and steps, as `WIDTHxHEIGHT[xFRAMES][@STEPS]`."""
+"""What the ranks run before they serve, written `WIDTHxHEIGHT[xFRAMES][@STEPS]`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class WarmUp:
         """
         match = _FORM.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"{text!r:.40} is not WIDTHxHEIGHT[xFRAMES][@STEPS], such as 512x512@4")
+            form = "WIDTHxHEIGHT[xFRAMES][@STEPS], such as 512x512@4"
+            raise ValueError(f"{text!r:.40} is not {form}")
         width, height, frames, steps = match.groups()
         return cls(
             int(width), int(height), int(frames) if frames else None, int(steps) if steps else 2
