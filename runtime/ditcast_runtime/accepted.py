@@ -46,6 +46,11 @@ class Submission:
     """Seconds that it goes on without a reader before it is cancelled."""
     previews: PreviewOptions = field(default_factory=PreviewOptions)
 
+    def free_pictures(self) -> None:
+        """Give the memory of its input pictures back, as no run will need them any more."""
+        if self.pictures is not None:
+            self.pictures.close()
+
 
 class Generation:
     """One accepted generation. The engine writes it; readers follow it."""
@@ -140,11 +145,6 @@ class Generation:
         self._stop_window()
         if self.readers == 0:
             self.log.drop_previews()
-
-    def free_pictures(self) -> None:
-        """Give the memory of its input pictures back, as no run will need them any more."""
-        if self.submission.pictures is not None:
-            self.submission.pictures.close()
 
     def _is_left(self) -> None:
         if self.state.final:

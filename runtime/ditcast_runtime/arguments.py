@@ -7,17 +7,10 @@ from typing import Any
 
 import torch
 
-from ditcast_runtime.generation import Parameters
+from ditcast_runtime.generation import FRAME_COUNTS, FRAME_RATES, Parameters
 
 SEEDS = 2**64
 """Seeds are taken modulo this, the range of a torch generator."""
-
-
-FRAME_COUNTS = ("num_frames", "frames", "video_length")
-"""What pipelines call the number of frames."""
-
-FRAME_RATES = ("fps", "frame_rate", "target_fps")
-"""What pipelines call frames a second."""
 
 
 def call_arguments(signature: inspect.Signature, parameters: Parameters) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class GenerationDefaults:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
+    num_frames: int | None = None
+    fps: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +112,9 @@ class EngineConfig:
     max_overtakes: int = 8
     """So many later generations of higher priority may go before a waiting one, from 0."""
     max_bytes_in_flight: int = 2**30
-    """Most bytes of pixels, raw and encoded, of all generations that are accepted and not finished;
-    more are refused with RESOURCE_EXHAUSTED, and one that is larger by itself is invalid."""
+    """Most bytes of pixels, raw and encoded, in and out, of all generations that are accepted and
+    not finished; more are refused with RESOURCE_EXHAUSTED, and one that is larger by itself is
+    invalid."""
     max_num_inference_steps: int = 1000
     """Largest number of denoising steps a request may ask for, from 1."""
     min_side: int = 16
@@ -119,11 +122,15 @@ class EngineConfig:
     max_side: int = 4096
     """Largest width or height in pixels."""
     max_pixels: int = 4096 * 4096
-    """Largest width x height x images, in pixels, of one generation."""
+    """Largest width x height x images, in pixels, of one generation; of a video, of a frame."""
     max_images: int = 16
     """Most images of one generation, from 1."""
     max_frames: int = 1000
     """Most frames of one generation, from 1."""
+    max_input_images: int = 8
+    """Most input pictures of one generation, from 1."""
+    max_input_pixels: int = 4096 * 4096
+    """Largest width x height of one input picture, in pixels; a larger one is not decoded."""
     max_prompt_bytes: int = 16384
     """Longest prompt, and longest negative prompt, in UTF-8 bytes, from 1."""
     max_request_bytes: int = 32 * 2**20

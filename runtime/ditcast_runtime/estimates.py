@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from ditcast_runtime.accepted import Generation
-from ditcast_runtime.generation import Parameters, SeparateCfg, State
+from ditcast_runtime.generation import OutputFormat, Parameters, SeparateCfg, State
 from ditcast_runtime.group import RunReport
 from ditcast_runtime.messages import Denoising, Ended, Outcome, Step
 from ditcast_runtime.settings import Disabled
@@ -219,16 +219,25 @@ class Estimates:
         return _pixels(parameters) * (2 if self._two_passes(parameters) else 1)
 
     def _step_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
-        size = (parameters.width, parameters.height, parameters.num_images)
+        size = (*_size(parameters), parameters.num_images)
         adapters = tuple(sorted(use.weights_digest for use in parameters.adapters))
         return ("step", *size, parameters.cache, self._two_passes(parameters), adapters)
 
     def _prepare_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
-        return ("prepare", parameters.num_images, self._two_passes(parameters))
+        inputs = tuple((image.width, image.height) for image in parameters.images)
+        return ("prepare", parameters.num_images, self._two_passes(parameters), inputs)
 
     def _decode_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
-        return ("decode", parameters.width, parameters.height, parameters.num_images)
+        # Latents are not decoded.
+        latents = parameters.output.format is OutputFormat.LATENT_SAFETENSORS
+        return ("decode", *_size(parameters), parameters.num_images, latents)
 
 
 def _pixels(parameters: Parameters) -> int:
-    return parameters.width * parameters.height * parameters.num_images
+    width, height, frames = _size(parameters)
+    return width * height * frames * parameters.num_images
+
+
+def _size(parameters: Parameters) -> tuple[int, int, int]:
+    """Give width, height and frames, on which the time of a step and of decoding depends."""
+    return parameters.width, parameters.height, parameters.num_frames or 1

@@ -13,6 +13,13 @@ KeywordValue = Scalar | None | list[Scalar]
 """What `pipeline_kwargs` may hold: a scalar, nothing, or a list of scalars."""
 
 
+FRAME_COUNTS = ("num_frames", "frames", "video_length")
+"""What pipelines call the number of frames."""
+
+FRAME_RATES = ("fps", "frame_rate", "target_fps")
+"""What pipelines call frames a second."""
+
+
 class State(enum.StrEnum):
     """Where a generation is in its life."""
 
@@ -54,7 +61,15 @@ class OutputOptions:
 
     format: OutputFormat = OutputFormat.PNG
     quality: int = 90
-    """1 to 100, for JPEG and WebP; ignored by the lossless formats."""
+    """1 to 100, for JPEG, WebP and MP4; ignored by the lossless formats."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskedOutput:
+    """How outputs are to be encoded, as asked for; None means unset."""
+
+    format: OutputFormat | None = None
+    quality: int | None = None
 
 
 class ImageRole(enum.StrEnum):
@@ -147,7 +162,7 @@ class Request:
     num_images: int = 0
     sigmas: tuple[float, ...] = ()
     pipeline_kwargs: dict[str, KeywordValue] = field(default_factory=dict)
-    output: OutputOptions = field(default_factory=OutputOptions)
+    output: AskedOutput = field(default_factory=AskedOutput)
     cache: CacheSettings | None = None
     timeout: float | None = None
     """Seconds from acceptance."""

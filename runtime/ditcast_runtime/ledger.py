@@ -163,7 +163,7 @@ class Ledger:
 
     def _retire(self, generation: Generation) -> None:
         generation.retire()
-        generation.free_pictures()
+        generation.submission.free_pictures()
         log.info(
             "generation ended",
             request_id=generation.request_id,

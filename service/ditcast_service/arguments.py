@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ditcast_runtime.generation import KeywordValue, Scalar
+from ditcast_runtime.generation import FRAME_COUNTS, FRAME_RATES, KeywordValue, Scalar
 from ditcast_runtime.messages import Facts, ParameterFact, ParameterKind
 from ditcast_runtime.settings import Problem
 from ditcast_runtime.settings.problems import nearest
@@ -18,7 +18,14 @@ LARGEST_EXACT = 2**53
 
 _PREFIX = "pipeline_kwargs"
 
-_OWN_FIELDS = {"num_images_per_prompt": "num_images", "image": "images", "mask_image": "images"}
+_OWN_FIELDS = {
+    "num_images_per_prompt": "num_images",
+    "num_videos_per_prompt": "num_images",
+    "image": "images",
+    "mask_image": "images",
+    **dict.fromkeys(FRAME_COUNTS, "num_frames"),
+    **dict.fromkeys(FRAME_RATES, "fps"),
+}
 """Request fields that are not called what the pipeline calls them."""
 
 _NEVER = frozenset(
@@ -59,8 +66,9 @@ def resolve_arguments(
 
 def _fact(name: str, known: Mapping[str, ParameterFact]) -> ParameterFact:
     """Find the parameter, or say why a request cannot set it."""
-    own = _OWN_FIELDS.get(name)
     fact = known.get(name)
+    pictures = fact is not None and {ParameterKind.IMAGE, ParameterKind.IMAGE_LIST} & {*fact.kinds}
+    own = "images" if pictures else _OWN_FIELDS.get(name)
     if own or (fact is not None and not fact.in_pipeline_kwargs):
         raise ValueError(f"it has a field of its own in the request: {own or name}")
     if name in _NEVER or any(part in name for part in _NEVER_PARTS):

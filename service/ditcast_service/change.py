@@ -38,7 +38,6 @@ from ditcast_service.translate.acceleration import (
     parallelism_from_proto,
     quantize_from_proto,
 )
-from ditcast_service.translate.request import LATER
 
 LIVE = ("cache", "defaults")
 """Parts that change between two generations; all others are fixed when the ranks load."""
@@ -220,9 +219,6 @@ class _Reading:
         return loading_from_proto(self.message.loading)
 
     def _defaults(self) -> GenerationDefaults:
-        for name in ("num_frames", "fps"):
-            if self.message.defaults.HasField(name):
-                self.problems.append(Problem(f"defaults.{name}", LATER))
         return defaults_from_proto(self.message.defaults)
 
 

@@ -20,6 +20,7 @@ from ditcast_runtime.settings import (
     check_parallelism,
     check_quantize,
 )
+from ditcast_service.forms import check_video_defaults
 from ditcast_service.sizes import Sizes
 
 
@@ -117,7 +118,11 @@ def _check_defaults(
     defaults: GenerationDefaults, facts: Facts, config: EngineConfig
 ) -> Iterator[Problem]:
     """Hold defaults to what requests are held to."""
+    for problem in check_video_defaults(defaults, facts, config):
+        yield Problem(f"defaults.{problem.field}", problem.reason)
     taken = {fact.name for fact in facts.parameters}
+        if each.name in ("num_frames", "fps"):
+            continue
     for each in fields(defaults):
         if getattr(defaults, each.name) is not None and each.name not in taken:
             yield Problem(f"defaults.{each.name}", "the loaded pipeline takes none")

@@ -50,6 +50,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "max_pixels": (1, 2**40),
     "max_images": (1, 1024),
     "max_frames": (1, 100_000),
+    "max_input_images": (1, 1024),
+    "max_input_pixels": (1, 2**30),
     "max_prompt_bytes": (1, 16 * 2**20),
     "max_request_bytes": (64 * 2**10, _INT32_MAX),
     "chunk_bytes": (2**10, 2**20),

@@ -12,6 +12,7 @@ import sys
 from importlib.util import find_spec
 
 _NEEDED = (
+    "av",
     "cache_dit",
     "diffusers",
     "grpc_channelz",

@@ -28,8 +28,10 @@ from ditcast_service.adapters import AdapterEngine
 from ditcast_service.callers import Scope
 from ditcast_service.config import ServerConfig
 from ditcast_service.configure import ConfigurableEngine, configure
+from ditcast_service.input_images import ImageReader
 from ditcast_service.interceptors import record
 from ditcast_service.listing import page
+from ditcast_service.picture_roles import taking_pictures
 from ditcast_service.streaming import Generation, Stream
 from ditcast_service.translate.acceleration import configuration_to_proto
 from ditcast_service.translate.capabilities import capabilities
@@ -78,6 +80,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self._engine = engine
         self._config = config
+        self._images = ImageReader(config)
         self._adapter_folders = AdapterFolders(config.adapter_folder)
 
     # A coroutine that writes, not a generator: only so can the time of a write be bounded.
@@ -96,13 +99,15 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
             context, lambda event: pb.GenerateResponse(event=event), self._config.reader_timeout
         )
         if request.validate_only:
-            submission = self._settle(request, request_id, context)
+            submission = await self._settle(request, request_id, context)
+            submission.free_pictures()
             await stream.send(self._validated(submission))
             return
         # A second reader must find its generation under whatever configuration is in force now.
         generation = self._engine.same(request_id, _identity(), digest(request))
         if generation is None:
-            generation = self._engine.submit(self._settle(request, request_id, context))
+            submission = await self._settle(request, request_id, context)
+            generation = self._engine.submit(submission)
         # Nothing may be awaited between submit and the first event: a reader that leaves in
         # between would never count, and its generation would run for nobody.
         await stream.pass_on(generation)
@@ -198,11 +203,18 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         """Answer what is loaded, and the files that could be."""
         return await adapters.listing(self._engine, self._adapter_folders)
 
-    def _settle(
+    async def _settle(
         self, request: pb.GenerateRequest, request_id: str, context: GenerateContext
     ) -> Submission:
         """Read and settle a request under the configuration in force."""
-        asked, problems = request_from_proto(request)
+        found: list[Problem] = []
+        # Nothing is decoded for a pipeline that takes no pictures, or before one is loaded.
+        takes = bool(request.images and taking_pictures(self._engine.facts))
+        images, pictures = await self._images.read(request.images if takes else (), found)
+        asked, problems = request_from_proto(request, images)
+        problems += found
+        if request.images and not takes:
+            problems.append(Problem("images", "the loaded pipeline takes no pictures"))
         check_request_id(request.request_id, problems, required=False)
 
         def settle() -> tuple[Parameters, tuple[RequestWarning, ...]]:
@@ -228,6 +240,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
             identity=_identity(),
             digest=digest(request),
             parameters=parameters,
+            pictures=pictures,
             warnings=warnings,
             revision=revision,
             settle=settle,

@@ -18,9 +18,10 @@ _SUGGESTIONS = 3
 _BYTES_PER_PIXEL = 3
 
 
-def most_pixels(config: EngineConfig) -> int:
-    """Give how many pixels one generation may have in all, as limited by number and by bytes."""
-    return min(config.max_pixels, config.max_bytes_in_flight // _BYTES_PER_PIXEL)
+def most_pixels(config: EngineConfig, num_frames: int = 1) -> int:
+    """Give how many pixels a frame of all outputs may have, as limited by number and by bytes."""
+    bytes_of_one = config.max_bytes_in_flight // max(1, num_frames)
+    return min(config.max_pixels, bytes_of_one // _BYTES_PER_PIXEL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,14 +38,16 @@ class Sizes:
     """Of one image."""
 
     @classmethod
-    def of(cls, facts: Facts, config: EngineConfig, num_images: int) -> Sizes:
+    def of(
+        cls, facts: Facts, config: EngineConfig, num_images: int, num_frames: int | None = None
+    ) -> Sizes:
         """Join what the model needs with what the operator allows."""
         return cls(
             multiple=facts.size_multiple,
             shard_multiple=facts.shard_multiple,
             min_side=config.min_side,
             max_side=config.max_side,
-            max_pixels=most_pixels(config) // max(1, num_images),
+            max_pixels=most_pixels(config, num_frames or 1) // max(1, num_images),
         )
 
     def check(self, width: int, height: int) -> list[Problem]:

@@ -16,14 +16,19 @@ import msgspec
 from ditcast_runtime.config import Adapter, Configuration, EngineConfig
 from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
 from ditcast_runtime.events import RequestWarning
-from ditcast_runtime.generation import KeywordValue, Parameters, Request, SeparateCfg
+from ditcast_runtime.generation import ImageUse, KeywordValue, Parameters, Request, SeparateCfg
 from ditcast_runtime.messages import Facts, ParameterFact
 from ditcast_runtime.settings import CacheSettings, Disabled, Problem, check_cache
 from ditcast_service.adapters import resolve_adapters
 from ditcast_service.arguments import resolve_arguments
+from ditcast_service.forms import resolve_fps, resolve_num_frames, resolve_output
+from ditcast_service.picture_roles import resolve_images, size_like
 from ditcast_service.sizes import Sizes
 
 MAX_REQUEST_ID_CHARACTERS = 128
+
+_NUM_OUTPUTS = ("num_images_per_prompt", "num_videos_per_prompt")
+"""What pipelines call the number of outputs."""
 
 
 def resolve(
@@ -86,7 +91,11 @@ class _Resolution:
         self._prompts()
         steps = self._steps()
         num_images = self._num_images()
-        width, height = self._size(num_images)
+        defaults = self.configuration.defaults
+        frames = resolve_num_frames(request, self.facts, self.config, defaults, self.problems)
+        images = resolve_images(request.images, self.facts, self.problems)
+        width, height = self._size(num_images, frames, images)
+        self._input_bytes(images, width * height * num_images * (frames or 1))
         negative = self._text_or_default()
         true_cfg = self._scale("true_cfg_scale")
         guidance = self._scale("guidance_scale")
@@ -108,8 +117,11 @@ class _Resolution:
             num_images=num_images,
             sigmas=request.sigmas,
             pipeline_kwargs=resolve_arguments(request.pipeline_kwargs, self.facts, self.problems),
-            output=request.output,
+            output=resolve_output(request.output, self.facts, (width, height), self.problems),
             cache=self._cache(steps, two_passes=two_passes),
+            num_frames=frames,
+            fps=resolve_fps(request, self.facts, defaults, self.problems),
+            images=images,
             adapters=resolve_adapters(request.adapters, self.adapters, self.facts, self.problems),
         )
 
@@ -188,23 +200,46 @@ class _Resolution:
         count, limit = self.request.num_images or 1, self.config.max_images
         if not 1 <= count <= limit:
             self._refuse("num_images", f"{count} is out of range: 1 to {limit}, 0 for one")
-        elif count > 1 and self._fact("num_images_per_prompt") is None:
+        elif count > 1 and not any(self._fact(name) for name in _NUM_OUTPUTS):
             self._refuse("num_images", "the loaded pipeline makes one image at a time")
         return min(max(count, 1), limit)
 
-    def _size(self, num_images: int) -> tuple[int, int]:
-        width = self._side("width", self.facts.default_width)
-        height = self._side("height", self.facts.default_height)
+    def _size(
+        self, num_images: int, num_frames: int | None, images: Sequence[ImageUse]
+    ) -> tuple[int, int]:
+        sizes = Sizes.of(self.facts, self.config, num_images, num_frames)
+        own = self._size_of_picture(sizes, images)
+        width = self._side("width", self.facts.default_width if own is None else own[0])
+        height = self._side("height", self.facts.default_height if own is None else own[1])
         if width is None or height is None:
             return 1, 1
-        self.problems += Sizes.of(self.facts, self.config, num_images).check(width, height)
+        self.problems += sizes.check(width, height)
         return width, height
+
+    def _size_of_picture(self, sizes: Sizes, images: Sequence[ImageUse]) -> tuple[int, int] | None:
+        """Give the size that suits the picture to start from, where none is asked for."""
+        if self.request.width is not None or self.request.height is not None:
+            return None
+        size = size_like(images, self.facts)
+        if size is None or self._fact("width") is None or not sizes.check(*size):
+            return size
+        return next(iter(sizes.nearest(*size)), size)
+
+    def _input_bytes(self, images: Sequence[ImageUse], pixels: int) -> None:
+        """Refuse what could never be admitted: more with the outputs than may be in flight."""
+        inputs = sum(use.size_bytes + use.width * use.height * len(use.mode) for use in images)
+        total, limit = inputs + 3 * pixels, self.config.max_bytes_in_flight
+        if inputs and total > limit:
+            self._refuse("images", f"with the outputs they take {total} bytes; {limit} are allowed")
 
     def _side(self, name: str, of_model: int | None) -> int | None:
         given: int | None = getattr(self.request, name)
         if given is not None and self._fact(name) is None:
             self._refuse(name, "the loaded pipeline takes none")
         configured: int | None = getattr(self.configuration.defaults, name)
+        if self._fact(name) is None and self.request.images:
+            # The picture's own size is what such a pipeline makes.
+            configured = None
         side = next((each for each in (given, configured, of_model) if each is not None), None)
         if side is None:
             self._refuse(name, "it is required: the pipeline has no default")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditcast_runtime.generation import OutputFormat, OutputOptions
+from ditcast_runtime.generation import OutputFormat, OutputOptions, RawOutput
 from ditcast_service.encoding import encode
 
 WIDTH, HEIGHT = 48, 32
+RAW = RawOutput(width=WIDTH, height=HEIGHT)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_an_encoded_picture_decodes_to_its_pixels(
     tolerance: int,
 ) -> None:
     """PNG is exact; JPEG and WebP are close; the media type says which it is."""
-    output = encode(memoryview(pixels.tobytes()), WIDTH, HEIGHT, OutputOptions(format=format_))
+    output = encode(memoryview(pixels.tobytes()), RAW, OutputOptions(format=format_))
     assert output.media_type == media_type
     decoded = np.asarray(Image.open(io.BytesIO(output.data)).convert("RGB")).astype(int)
     assert decoded.shape == (HEIGHT, WIDTH, 3)
@@ -49,7 +50,7 @@ def test_raw_is_the_pixels_as_they_are(
     """Raw output has no header, and outlives the memory that it came from."""
     memory = bytearray(pixels.tobytes())
     options = OutputOptions(format=OutputFormat.RAW_RGB8)
-    output = encode(memoryview(memory), WIDTH, HEIGHT, options)
+    output = encode(memoryview(memory), RAW, options)
     memory[:] = bytes(len(memory))
     assert output.data == pixels.tobytes()
     assert output.media_type == "application/octet-stream"
@@ -62,8 +63,7 @@ def test_quality_changes_the_size() -> None:
         len(
             encode(
                 memoryview(noise),
-                WIDTH,
-                HEIGHT,
+                RAW,
                 OutputOptions(format=OutputFormat.JPEG, quality=quality),
             ).data
         )
@@ -75,5 +75,5 @@ def test_quality_changes_the_size() -> None:
 
 def test_pixels_of_another_size_are_a_bug() -> None:
     """A picture is never padded or cut to fit."""
-    with pytest.raises(ValueError, match="no 2x2"):
-        encode(memoryview(bytes(11)), 2, 2, OutputOptions())
+    with pytest.raises(ValueError, match="no 1 of 2x2"):
+        encode(memoryview(bytes(11)), RawOutput(width=2, height=2), OutputOptions())

@@ -15,7 +15,6 @@ from tests.service.fakes import CONFIGURATION, FACTS
 
 from ditcast.v1 import acceleration_pb2 as cache_pb
 from ditcast.v1 import diffusion_service_pb2 as pb
-from ditcast.v1 import generation_pb2 as generation_pb
 from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
 from ditcast_runtime.events import RequestWarning
 from ditcast_runtime.generation import Parameters, SeparateCfg
@@ -94,7 +93,7 @@ REFUSED = [
     ),
     (asking(cache=db_cache(steps_computation_policy=9)), "cache", "no value 9"),
     (asking(output={"format": 99}), "output.format", "no format 99"),
-    (asking(output={"quality": 50}), "output.quality", "only jpeg and webp"),
+    (asking(output={"quality": 50}), "output.quality", "only jpeg, webp and mp4"),
     (asking(output={"format": 2, "quality": 0}), "output.quality", "1 to 100"),
     (asking(output={"format": 3, "quality": 101}), "output.quality", "1 to 100"),
     # What the pipeline is passed.
@@ -140,17 +139,10 @@ REFUSED = [
     (asking(pipeline_kwargs=keywords(mode={"a": 1})), "pipeline_kwargs.mode", "scalars"),
     (asking(pipeline_kwargs=keywords(layers=[[1]])), "pipeline_kwargs.layers", "scalars"),
     (asking(pipeline_kwargs=keywords(layers=[1.5])), "pipeline_kwargs.layers", "takes list[int]"),
-    # What later versions bring.
-    (asking(images=[generation_pb.InputImage(data=b"x")]), "images", "not supported"),
-    (asking(num_frames=8), "num_frames", "not supported"),
-    (asking(fps=24), "fps", "not supported"),
-    (asking(output={"format": 4}), "output.format", "not supported"),
-    (asking(output={"format": 6}), "output.format", "not supported"),
-    (
-        asking(progress={"preview_every_n_steps": 2}),
-        "progress.preview_every_n_steps",
-        "not supported",
-    ),
+    # What this pipeline does not take, and the outputs that it does not make.
+    (asking(num_frames=8), "num_frames", "makes pictures"),
+    (asking(fps=24), "fps", "makes pictures"),
+    (asking(output={"format": 4}), "output.format", "possible are png, jpeg, webp"),
     (asking(on_disconnect=7), "on_disconnect", "knows no policy 7"),
     (asking(reattach_window=Duration(seconds=601)), "reattach_window", "0 to 600 s"),
     (asking(reattach_window=Duration(seconds=-1)), "reattach_window", "from 0"),

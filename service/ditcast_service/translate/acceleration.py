@@ -189,8 +189,8 @@ def configuration_from_proto(message: pb.Configuration) -> Configuration:
 
 
 def defaults_from_proto(message: pb.GenerationDefaults) -> GenerationDefaults:
-    """Read defaults; those of videos have no place in the domain yet."""
-    return GenerationDefaults(**_read(message, without=("num_frames", "fps")))
+    """Read defaults."""
+    return GenerationDefaults(**_read(message))
 
 
 def _tag(value: msgspec.Struct) -> str:

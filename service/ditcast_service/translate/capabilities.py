@@ -7,24 +7,20 @@ from importlib.metadata import version
 from ditcast.v1 import capabilities_pb2 as pb
 from ditcast.v1 import generation_pb2 as generation_pb
 from ditcast_runtime.config import Configuration
-from ditcast_runtime.generation import KeywordValue
+from ditcast_runtime.generation import FRAME_COUNTS, FRAME_RATES, KeywordValue
 from ditcast_runtime.messages import Facts, ParameterFact, ParameterKind
 from ditcast_service.config import ServerConfig
+from ditcast_service.forms import MAX_FPS, formats
+from ditcast_service.picture_roles import roles, taking_pictures
 from ditcast_service.sizes import most_pixels
 from ditcast_service.status import MAX_VIOLATIONS
-from ditcast_service.translate.values import duration, to_value
+from ditcast_service.translate.values import duration, to_number, to_value
 from ditcast_service.validation import MAX_REQUEST_ID_CHARACTERS
 
 CONTRACT_VERSION = "1.0"
 MIN_PING_INTERVAL_SECONDS = 30
 """How often clients may ping; part of the contract."""
 
-_FORMATS = (
-    generation_pb.OUTPUT_FORMAT_PNG,
-    generation_pb.OUTPUT_FORMAT_JPEG,
-    generation_pb.OUTPUT_FORMAT_WEBP,
-    generation_pb.OUTPUT_FORMAT_RAW_RGB8,
-)
 _TYPES = {
     ParameterKind.BOOL: pb.PARAMETER_TYPE_BOOLEAN,
     ParameterKind.INT: pb.PARAMETER_TYPE_INTEGER,
@@ -34,9 +30,19 @@ _TYPES = {
     ParameterKind.INT_LIST: pb.PARAMETER_TYPE_INTEGER_LIST,
     ParameterKind.FLOAT_LIST: pb.PARAMETER_TYPE_NUMBER_LIST,
     ParameterKind.STR_LIST: pb.PARAMETER_TYPE_STRING_LIST,
+    ParameterKind.IMAGE: pb.PARAMETER_TYPE_IMAGE,
+    ParameterKind.IMAGE_LIST: pb.PARAMETER_TYPE_IMAGE_LIST,
 }
-_FIELD_NAMES = {"num_images_per_prompt": "num_images"}
+_FIELD_NAMES = {
+    "num_images_per_prompt": "num_images",
+    "num_videos_per_prompt": "num_images",
+    **dict.fromkeys(FRAME_COUNTS, "num_frames"),
+    **dict.fromkeys(FRAME_RATES, "fps"),
+}
 """Parameters that the request calls otherwise."""
+
+_OUTPUT_FORMAT = generation_pb.OutputFormat.DESCRIPTOR
+_INPUT_IMAGE_ROLE = generation_pb.InputImageRole.DESCRIPTOR
 
 _STAGES = (
     ("text_encoding", "Encodes the prompts in one call, which has no step to stop at."),
@@ -71,7 +77,10 @@ def capabilities(
             pb.ParallelModeSupport(name=each.name, possible=each.possible, reason=each.reason)
             for each in facts.parallel_modes
         ],
-        output_formats=_FORMATS,
+        output_formats=[
+            generation_pb.OutputFormat.ValueType(to_number(_OUTPUT_FORMAT, form))
+            for form in formats(facts)
+        ],
         uninterruptible_stages=[
             pb.UninterruptibleStage(name=name, description=text) for name, text in _STAGES
         ],
@@ -88,6 +97,11 @@ def capabilities(
         cancellable=facts.cancellable,
         negative_prompt_supported=any(fact.name == "negative_prompt" for fact in facts.parameters),
         scheduler_class=facts.scheduler_class,
+        input_image_roles=[
+            generation_pb.InputImageRole.ValueType(to_number(_INPUT_IMAGE_ROLE, role))
+            for role in roles(facts)
+        ],
+        makes_videos=facts.makes_videos,
         adapters_supported=facts.adapters_supported,
         previews_supported=facts.previews,
     )
@@ -119,7 +133,8 @@ def _type(fact: ParameterFact) -> pb.ParameterType.ValueType:
 
 
 def _default(fact: ParameterFact, facts: Facts, configuration: Configuration) -> KeywordValue:
-    configured: KeywordValue = getattr(configuration.defaults, fact.name, None)
+    name = _FIELD_NAMES.get(fact.name, fact.name)
+    configured: KeywordValue = getattr(configuration.defaults, name, None)
     if configured is not None:
         return configured
     if fact.name in ("width", "height"):
@@ -136,11 +151,13 @@ def _bounds(name: str, config: ServerConfig) -> tuple[float | None, float | None
         "width": (config.min_side, config.max_side),
         "height": (config.min_side, config.max_side),
         "num_inference_steps": (1, config.max_num_inference_steps),
-        "num_images_per_prompt": (1, config.max_images),
+        "num_images": (1, config.max_images),
         "guidance_scale": (0, None),
         "true_cfg_scale": (0, None),
+        "num_frames": (1, config.max_frames),
+        "fps": (0, MAX_FPS),
     }
-    return bounds.get(name, (None, None))
+    return bounds.get(_FIELD_NAMES.get(name, name), (None, None))
 
 
 def _limits(facts: Facts, config: ServerConfig) -> pb.Limits:
@@ -151,6 +168,10 @@ def _limits(facts: Facts, config: ServerConfig) -> pb.Limits:
         image_tokens_multiple=facts.shard_multiple,
         total_pixels=_range(config.min_side**2, most_pixels(config)),
         num_images=_range(1, config.max_images),
+        num_frames=_range(1, config.max_frames) if facts.makes_videos else None,
+        num_frames_step=facts.num_frames_step,
+        input_images=_input_images(facts, config),
+        max_input_pixels=config.max_input_pixels,
         prompt_bytes=_range(1, config.max_prompt_bytes),
         request_id_characters=_range(0, MAX_REQUEST_ID_CHARACTERS),
         max_request_bytes=config.max_request_bytes,
@@ -169,3 +190,9 @@ def _limits(facts: Facts, config: ServerConfig) -> pb.Limits:
 
 def _range(low: int, high: int) -> pb.IntegerRange:
     return pb.IntegerRange(minimum=low, maximum=high)
+
+
+def _input_images(facts: Facts, config: ServerConfig) -> pb.IntegerRange | None:
+    takers = taking_pictures(facts)
+    required = sum(fact.required for fact in takers)
+    return _range(required, config.max_input_images) if takers else None

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from ditcast.v1 import generation_pb2 as pb
 from ditcast_runtime import events
-from ditcast_runtime.generation import OutputOptions, Parameters, Receipt, State
+from ditcast_runtime.generation import ImageUse, OutputOptions, Parameters, Receipt, State
 from ditcast_runtime.summary import Summary
 from ditcast_service.translate.acceleration import (
     cache_to_proto,
@@ -109,14 +109,29 @@ def parameters_to_proto(parameters: Parameters) -> pb.ResolvedParameters:
         pipeline_kwargs=struct(parameters.pipeline_kwargs),
         output=_output(parameters.output),
         cache=cache_to_proto(parameters.cache),
+        num_frames=parameters.num_frames,
+        fps=parameters.fps,
+        images=[_image(use) for use in parameters.images],
         adapters=[pb.AdapterUse(**dataclasses.asdict(use)) for use in parameters.adapters],
+    )
+
+
+def _image(use: ImageUse) -> pb.InputImageDigest:
+    number = to_number(pb.InputImageRole.DESCRIPTOR, use.role)
+    return pb.InputImageDigest(
+        role=pb.InputImageRole.ValueType(number),
+        parameter=use.parameter,
+        width=use.width,
+        height=use.height,
+        size_bytes=use.size_bytes,
+        sha256=use.sha256,
     )
 
 
 def _output(options: OutputOptions) -> pb.OutputOptions:
     number = to_number(pb.OutputFormat.DESCRIPTOR, options.format)
     message = pb.OutputOptions(format=pb.OutputFormat.ValueType(number))
-    if options.format in ("jpeg", "webp"):
+    if options.format in ("jpeg", "webp", "mp4"):
         message.quality = options.quality
     return message
 
