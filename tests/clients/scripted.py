@@ -16,6 +16,8 @@ from google.rpc import error_details_pb2, status_pb2
 from ditcast.v1.acceleration_pb2 import Configuration
 from ditcast.v1.capabilities_pb2 import Capabilities, Model
 from ditcast.v1.diffusion_service_pb2 import (
+    Adapter,
+    AdapterFile,
     CancelGenerationRequest,
     CancelGenerationResponse,
     ConfigureRequest,
@@ -117,6 +119,7 @@ class ScriptedService(DiffusionServiceServicer):
     generations: list[GenerationSummary] = field(default_factory=list)
     lists: list[ListGenerationsRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    adapters: dict[str, Adapter] = field(default_factory=dict)
     request_came: asyncio.Event = field(default_factory=asyncio.Event)
     cancel_came: asyncio.Event = field(default_factory=asyncio.Event)
     streams_ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -220,23 +223,30 @@ class ScriptedService(DiffusionServiceServicer):
     async def LoadAdapter(
         self, request: LoadAdapterRequest, context: Context
     ) -> LoadAdapterResponse:
-        """Answer that there is no such call."""
-        await abort(context, NOT_YET)
-        return LoadAdapterResponse()
+        """Take any name; an adapter is a file of 3 MiB that changes the transformer."""
+        adapter = Adapter(
+            name=request.name,
+            file=request.file,
+            size_bytes=3 << 20,
+            components=["transformer"],
+        )
+        self.adapters[request.name] = adapter
+        return LoadAdapterResponse(adapter=adapter)
 
     async def UnloadAdapter(
         self, request: UnloadAdapterRequest, context: Context
     ) -> UnloadAdapterResponse:
-        """Answer that there is no such call."""
-        await abort(context, NOT_YET)
+        """Forget an adapter."""
+        if self.adapters.pop(request.name, None) is None:
+            await abort(context, status(grpc.StatusCode.NOT_FOUND, "no such adapter", ours("GONE")))
         return UnloadAdapterResponse()
 
     async def ListAdapters(
         self, request: ListAdaptersRequest, context: Context
     ) -> ListAdaptersResponse:
-        """Answer that there is no such call."""
-        await abort(context, NOT_YET)
-        return ListAdaptersResponse()
+        """Answer what was loaded, and one file."""
+        files = [AdapterFile(file="styles/ink.safetensors", size_bytes=3 << 20)]
+        return ListAdaptersResponse(loaded=self.adapters.values(), available=files)
 
     async def Configure(self, request: ConfigureRequest, context: Context) -> ConfigureResponse:
         """Answer that there is no such call."""

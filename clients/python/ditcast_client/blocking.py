@@ -13,7 +13,12 @@ import grpc
 
 from ditcast.v1.acceleration_pb2 import Configuration
 from ditcast.v1.capabilities_pb2 import Capabilities
-from ditcast.v1.diffusion_service_pb2 import ConfigureResponse, GenerateRequest
+from ditcast.v1.diffusion_service_pb2 import (
+    Adapter,
+    ConfigureResponse,
+    GenerateRequest,
+    ListAdaptersResponse,
+)
 from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState, GenerationSummary
 from ditcast_client.access import Token
 from ditcast_client.client import CONFIGURE_TIMEOUT, Client
@@ -176,6 +181,20 @@ class BlockingClient:
                 timeout=timeout,
             )
         )
+
+    def list_adapters(self) -> ListAdaptersResponse:
+        """Ask which adapters are loaded, and which files could be."""
+        return self._loop.run(self._client.list_adapters())
+
+    def load_adapter(
+        self, name: str, file: str, *, timeout: timedelta = CONFIGURE_TIMEOUT
+    ) -> Adapter:
+        """Load a LoRA adapter on all ranks; see `Client.load_adapter`."""
+        return self._loop.run(self._client.load_adapter(name, file, timeout=timeout))
+
+    def unload_adapter(self, name: str, *, timeout: timedelta = CONFIGURE_TIMEOUT) -> None:
+        """Remove an adapter from all ranks; see `Client.unload_adapter`."""
+        self._loop.run(self._client.unload_adapter(name, timeout=timeout))
 
     def close(self) -> None:
         """Leave what still runs, close the channel and end the thread."""

@@ -16,13 +16,18 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from ditcast.v1.acceleration_pb2 import Configuration
 from ditcast.v1.capabilities_pb2 import Capabilities
 from ditcast.v1.diffusion_service_pb2 import (
+    Adapter,
     CancelGenerationRequest,
     ConfigureRequest,
     ConfigureResponse,
     GenerateRequest,
     GetCapabilitiesRequest,
     GetConfigurationRequest,
+    ListAdaptersRequest,
+    ListAdaptersResponse,
     ListGenerationsRequest,
+    LoadAdapterRequest,
+    UnloadAdapterRequest,
 )
 from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
 from ditcast.v1.generation_pb2 import DisconnectPolicy, GenerationState, GenerationSummary
@@ -209,6 +214,50 @@ class Client:
             allow_reload=allow_reload,
         )
         return await self._unary(self._stub.Configure, request, timeout.total_seconds())
+
+    async def list_adapters(self) -> ListAdaptersResponse:
+        """Ask which adapters are loaded, and which files could be."""
+        return await self._unary(self._stub.ListAdapters, ListAdaptersRequest())
+
+    async def load_adapter(
+        self,
+        name: str,
+        file: str,
+        *,
+        timeout: timedelta = CONFIGURE_TIMEOUT,  # noqa: ASYNC109 (the server keeps to it)
+    ) -> Adapter:
+        """Load a LoRA adapter on all ranks; it waits for the running generation.
+
+        Args:
+            name: What requests will call it.
+            file: As `list_adapters` gives it under `available`.
+            timeout: After which the server gives it up, and nothing was changed.
+
+        Raises:
+            InvalidArgument: A name that cannot be.
+            NotFound: There is no such file in the folders that the operator listed.
+            AlreadyExists: The name is taken by another file.
+            FailedPrecondition: The pipeline takes no adapters, or not this one.
+            DeadlineExceeded: The time ran out.
+        """
+        request = LoadAdapterRequest(name=name, file=file)
+        seconds = timeout.total_seconds()
+        return (await self._unary(self._stub.LoadAdapter, request, seconds)).adapter
+
+    async def unload_adapter(
+        self,
+        name: str,
+        *,
+        timeout: timedelta = CONFIGURE_TIMEOUT,  # noqa: ASYNC109 (as above)
+    ) -> None:
+        """Remove an adapter from all ranks; it waits for the running generation.
+
+        Raises:
+            NotFound: None is loaded under this name.
+            DeadlineExceeded: The time ran out.
+        """
+        request = UnloadAdapterRequest(name=name)
+        await self._unary(self._stub.UnloadAdapter, request, timeout.total_seconds())
 
     async def close(self) -> None:
         """Leave what still runs and close the channel."""

@@ -12,6 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 from ditcast.v1.acceleration_pb2 import CacheConfig
 from ditcast.v1.diffusion_service_pb2 import GenerateRequest
 from ditcast.v1.generation_pb2 import (
+    AdapterWeight,
     DisconnectPolicy,
     InputImage,
     OutputOptions,
@@ -42,6 +43,7 @@ class GenerateFields(TypedDict, total=False):
     num_frames: int
     fps: float
     images: Sequence[InputImage]
+    adapters: Sequence[AdapterWeight]
     timeout: Duration | timedelta
     on_disconnect: DisconnectPolicy.ValueType
     reattach_window: Duration | timedelta

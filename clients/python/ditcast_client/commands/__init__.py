@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
+from ditcast_client.commands.adapters import Adapters
 from ditcast_client.commands.cancel import Cancel
 from ditcast_client.commands.command import Command
 from ditcast_client.commands.configure import Configure
@@ -18,4 +19,5 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "watch": Watch(),
     "cancel": Cancel(),
     "configure": Configure(),
+    "adapters": Adapters(),
 }

@@ -13,7 +13,13 @@ from google.protobuf import json_format
 
 from ditcast.v1.acceleration_pb2 import CacheConfig
 from ditcast.v1.diffusion_service_pb2 import GenerateRequest
-from ditcast.v1.generation_pb2 import DisconnectPolicy, OutputFormat, OutputOptions, Priority
+from ditcast.v1.generation_pb2 import (
+    AdapterWeight,
+    DisconnectPolicy,
+    OutputFormat,
+    OutputOptions,
+    Priority,
+)
 from ditcast_client import exits
 from ditcast_client.client import Client
 from ditcast_client.commands.command import UsageError, access, add_address
@@ -86,6 +92,8 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
             fields[name] = getattr(options, name)
     if options.on_disconnect is not None:
         fields["on_disconnect"] = _POLICIES[options.on_disconnect]
+    if options.adapter:
+        fields["adapters"] = [_adapter(text) for text in options.adapter]
     if options.pipeline_kwargs is not None:
         fields["pipeline_kwargs"] = _json_object(options.pipeline_kwargs)
     if options.cache is not None:
@@ -104,6 +112,14 @@ async def _generate(client: Client, request: GenerateRequest, view: View) -> Res
             async for event in generation:
                 view.show(event)
         return await generation.result()
+
+
+def _adapter(text: str) -> AdapterWeight:
+    name, colon, weight = text.partition(":")
+    try:
+        return AdapterWeight(name=name, weight=float(weight) if colon else None)
+    except ValueError as err:
+        raise UsageError(f"--adapter {text}: it must be NAME or NAME:WEIGHT") from err
 
 
 def _json_object(text: str) -> dict[str, object]:
@@ -159,6 +175,12 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cache", type=Path, metavar="FILE", help="CacheConfig for this request alone, as JSON"
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="NAME[:WEIGHT]",
+        help="a loaded LoRA adapter, and how strongly it acts, -10 to 10; may be repeated",
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="its time limit")
     parser.add_argument("--priority", choices=_PRIORITIES, default="normal")

@@ -22,7 +22,7 @@ from ditcast.v1.capabilities_pb2 import (
     Parameter,
     ParameterType,
 )
-from ditcast.v1.diffusion_service_pb2 import ConfigureResponse
+from ditcast.v1.diffusion_service_pb2 import ConfigureResponse, ListAdaptersResponse
 from ditcast.v1.generation_pb2 import GenerationSummary, OutputFormat
 from ditcast_client.report import Row, duration_text, rows_of, seconds_text, state_word
 
@@ -52,6 +52,23 @@ def print_outcomes(response: ConfigureResponse) -> None:
         for each in response.outcomes
     ]
     _print(_table("", ("field", "outcome", "reason"), rows))
+
+
+def print_adapters(found: ListAdaptersResponse) -> None:
+    """Print what is loaded, and what could be."""
+    loaded = [
+        (each.name, each.file, ", ".join(each.components), _mebibytes(each.size_bytes))
+        for each in found.loaded
+    ]
+    available = [(each.file, _mebibytes(each.size_bytes)) for each in found.available]
+    _print(
+        _table("Loaded", ("name", "file", "changes", "size"), loaded),
+        _table("Can be loaded", ("file", "size"), available),
+    )
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def print_list(generations: Sequence[GenerationSummary]) -> None:
