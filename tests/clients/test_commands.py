@@ -32,6 +32,7 @@ from tests.clients.scripted import (
 from ditcast.v1.diffusion_service_pb2 import GenerateRequest
 from ditcast.v1.generation_pb2 import (
     GenerationEvent,
+    InputImageRole,
     OutputFormat,
     OutputOptions,
     Preview,
@@ -166,14 +167,34 @@ async def test_options_become_the_request(server: Scripted, tmp_path: Path) -> N
 
 
 async def test_what_is_left_out_stays_unset(server: Scripted, tmp_path: Path) -> None:
-    """Without options the server decides about all but the form of the file."""
+    """Without options the server decides about everything, the form of the file too."""
     server.service.script = success(PICTURE)
     await ditcast(server, "generate", "a red cup", folder=tmp_path)
     (sent,) = server.service.requests
     assert {field.name for field, _ in sent.ListFields()} == {
         *("request_id", "prompt", "output", "priority", "reattach_window")
     }
-    assert sent.output == OutputOptions(format=OutputFormat.OUTPUT_FORMAT_PNG)
+    assert sent.output == OutputOptions()
+
+
+async def test_input_pictures_are_sent_with_their_roles(server: Scripted, tmp_path: Path) -> None:
+    """Files are read by the command, several of a role if need be, and sent in order."""
+    server.service.script = success(PICTURE)
+    for name in ("a", "b", "m", "c", "z"):
+        (tmp_path / name).write_bytes(name.encode())
+    options = ["--image", "a", "--image", "b", "--mask", "m", "--control", "c", "--last-frame", "z"]
+    options += ["--num-frames", "17", "--fps", "8", "-o", "x.mp4"]
+    await ditcast(server, "generate", "a red cup", *options, folder=tmp_path)
+    (sent,) = server.service.requests
+    assert [(image.data, image.role) for image in sent.images] == [
+        (b"a", InputImageRole.INPUT_IMAGE_ROLE_IMAGE),
+        (b"b", InputImageRole.INPUT_IMAGE_ROLE_IMAGE),
+        (b"m", InputImageRole.INPUT_IMAGE_ROLE_MASK),
+        (b"c", InputImageRole.INPUT_IMAGE_ROLE_CONTROL),
+        (b"z", InputImageRole.INPUT_IMAGE_ROLE_LAST_FRAME),
+    ]
+    assert (sent.num_frames, sent.fps) == (17, 8)
+    assert sent.output.format == OutputFormat.OUTPUT_FORMAT_MP4
 
 
 async def test_validate_only_writes_nothing(server: Scripted, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 
 import grpc
 import pytest
@@ -26,9 +27,10 @@ from ditcast.v1.generation_pb2 import (
     DisconnectPolicy,
     GenerationEvent,
     GenerationState,
+    InputImageRole,
     Restarted,
 )
-from ditcast_client import Cancelled, Client, DataLoss, DigestMismatch, Output
+from ditcast_client import Cancelled, Client, DataLoss, DigestMismatch, Output, input_image
 from ditcast_client.fields import GenerateFields
 
 PICTURE = bytes(range(256)) * 20
@@ -133,6 +135,20 @@ async def test_a_window_of_ones_own_is_kept(client: Client, server: Scripted) ->
 def test_keyword_arguments_are_the_fields_of_the_contract() -> None:
     """A field that the contract gains must become a keyword argument."""
     assert set(GenerateFields.__annotations__) == set(GenerateRequest.DESCRIPTOR.fields_by_name)
+
+
+async def test_pictures_come_from_files_bytes_and_messages(
+    server: Scripted, client: Client, tmp_path: Path
+) -> None:
+    """A name and bytes are the picture to start from; a message says what it is for."""
+    server.service.script = success(PICTURE)
+    (tmp_path / "a.png").write_bytes(b"a")
+    mask = input_image(b"c", InputImageRole.INPUT_IMAGE_ROLE_MASK)
+    pictures = [tmp_path / "a.png", str(tmp_path / "a.png"), b"b", mask]
+    await client.generate(prompt="a red cup", images=pictures).result()
+    (sent,) = server.service.requests
+    assert [image.data for image in sent.images] == [b"a", b"a", b"b", b"c"]
+    assert [image.role for image in sent.images][-2:] == [0, mask.role]
 
 
 async def test_request_and_fields_together_are_refused(client: Client) -> None:

@@ -32,5 +32,6 @@ def test_public_names_are_pinned() -> None:
         "Unauthenticated",
         "Unavailable",
         "Unimplemented",
+        "input_image",
     ]
     assert all(hasattr(ditcast_client, name) for name in ditcast_client.__all__)

@@ -33,6 +33,7 @@ from ditcast_client.errors import (
     Unimplemented,
 )
 from ditcast_client.generation import Generation
+from ditcast_client.images import input_image
 from ditcast_client.outputs import Output
 from ditcast_client.result import Result
 
@@ -63,4 +64,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "input_image",
 ]

@@ -14,11 +14,11 @@ from ditcast.v1.diffusion_service_pb2 import GenerateRequest
 from ditcast.v1.generation_pb2 import (
     AdapterWeight,
     DisconnectPolicy,
-    InputImage,
     OutputOptions,
     Priority,
     ProgressOptions,
 )
+from ditcast_client.images import Picture, input_image
 
 
 class GenerateFields(TypedDict, total=False):
@@ -42,7 +42,7 @@ class GenerateFields(TypedDict, total=False):
     sigmas: Sequence[float]
     num_frames: int
     fps: float
-    images: Sequence[InputImage]
+    images: Sequence[Picture]
     adapters: Sequence[AdapterWeight]
     timeout: Duration | timedelta
     on_disconnect: DisconnectPolicy.ValueType
@@ -56,5 +56,8 @@ def request_from(fields: GenerateFields) -> GenerateRequest:
     Raises:
         TypeError: A value is of another type than its field.
         ValueError: A value is outside what its field can hold, or there is no such field.
+        OSError: A picture cannot be read.
     """
+    if "images" in fields:
+        fields = {**fields, "images": [input_image(picture) for picture in fields["images"]]}
     return GenerateRequest(**fields)  # type: ignore[arg-type]  # stubs know no timedelta, no dict

@@ -7,7 +7,7 @@ import asyncio
 import json
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf import json_format
 
@@ -16,6 +16,7 @@ from ditcast.v1.diffusion_service_pb2 import GenerateRequest
 from ditcast.v1.generation_pb2 import (
     AdapterWeight,
     DisconnectPolicy,
+    InputImageRole,
     OutputFormat,
     OutputOptions,
     Priority,
@@ -25,6 +26,7 @@ from ditcast_client.client import Client
 from ditcast_client.commands.command import UsageError, access, add_address
 from ditcast_client.commands.output_files import FORMATS, resolve, write
 from ditcast_client.fields import GenerateFields, request_from
+from ditcast_client.images import Picture, input_image
 from ditcast_client.interrupt import cancelling_on_interrupt
 from ditcast_client.result import Result
 from ditcast_client.views import View, choose_view
@@ -38,6 +40,14 @@ _POLICIES: Final = {
     "cancel": DisconnectPolicy.DISCONNECT_POLICY_CANCEL,
     "continue": DisconnectPolicy.DISCONNECT_POLICY_CONTINUE,
 }
+_PICTURES: Final = {
+    "image": InputImageRole.INPUT_IMAGE_ROLE_IMAGE,
+    "mask": InputImageRole.INPUT_IMAGE_ROLE_MASK,
+    "control": InputImageRole.INPUT_IMAGE_ROLE_CONTROL,
+    "last_frame": InputImageRole.INPUT_IMAGE_ROLE_LAST_FRAME,
+}
+"""Options that name files of pictures, with the role of each."""
+
 _PLAIN_FIELDS: Final = (
     "request_id",
     "negative_prompt",
@@ -49,8 +59,14 @@ _PLAIN_FIELDS: Final = (
     "seed",
     "num_images",
     "sigmas",
+    "num_frames",
+    "fps",
 )
 """Options that are fields of the request as they are; None: left to the server."""
+
+
+_FILES: Final[dict[str, Any]] = {"type": Path, "action": "append", "metavar": "FILE"}
+"""Of an option that names a file, and may be repeated."""
 
 
 class Generate:
@@ -90,6 +106,8 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
     for name in _PLAIN_FIELDS:
         if getattr(options, name) is not None:
             fields[name] = getattr(options, name)
+    if pictures := _pictures(options):
+        fields["images"] = pictures
     if options.on_disconnect is not None:
         fields["on_disconnect"] = _POLICIES[options.on_disconnect]
     if options.adapter:
@@ -122,6 +140,18 @@ def _adapter(text: str) -> AdapterWeight:
         raise UsageError(f"--adapter {text}: it must be NAME or NAME:WEIGHT") from err
 
 
+def _pictures(options: argparse.Namespace) -> list[Picture]:
+    """Read the files, in the order of the roles and then of the command line."""
+    try:
+        return [
+            input_image(path, role)
+            for name, role in _PICTURES.items()
+            for path in getattr(options, name) or ()
+        ]
+    except OSError as err:
+        raise UsageError(f"cannot read {err.filename}: {err.strerror}") from err
+
+
 def _json_object(text: str) -> dict[str, object]:
     try:
         value = json.loads(text)
@@ -152,10 +182,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="file to write, replaced if there; several outputs become FILE-0, FILE-1, ... "
-        "before its ending (default: out.png)",
+        "before its ending (default: out.png, or out.mp4 of a pipeline that makes videos)",
     )
     parser.add_argument("--format", choices=FORMATS, help="form (default: by the file's ending)")
-    parser.add_argument("--quality", type=int, help="of jpeg and webp, 1 to 100")
+    parser.add_argument("--quality", type=int, help="of jpeg, webp and mp4, 1 to 100")
     parser.add_argument("--json", action="store_true", help="print one event a line, as JSON")
 
 
@@ -169,6 +199,12 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--true-cfg-scale", type=float, metavar="X")
     parser.add_argument("--seed", type=int, metavar="N", help="of the first output")
     parser.add_argument("--num-images", type=int, metavar="N")
+    parser.add_argument("--image", **_FILES, help="picture to start from or to edit")
+    parser.add_argument("--mask", **_FILES, help="what of it may change: white changes")
+    parser.add_argument("--control", **_FILES, help="picture that steers, as edges or a pose")
+    parser.add_argument("--last-frame", **_FILES, help="picture that a video ends with")
+    parser.add_argument("--num-frames", type=int, metavar="N", help="of a video")
+    parser.add_argument("--fps", type=float, metavar="X", help="frames a second of a video")
     parser.add_argument("--sigmas", type=_numbers, metavar="X,X,...", help="noise levels, falling")
     parser.add_argument(
         "--pipeline-kwargs", metavar="JSON", help="further arguments of the pipeline, an object"

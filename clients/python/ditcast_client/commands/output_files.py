@@ -38,14 +38,19 @@ _MEDIA_TYPES: Final = {
 }
 
 
-def resolve(path: Path | None, name: str | None) -> tuple[Path, OutputFormat.ValueType]:
+def resolve(
+    path: Path | None, name: str | None
+) -> tuple[Path | None, OutputFormat.ValueType]:
     """Settle where to write and in what form; one follows from the other.
+
+    With neither the form is the server's default, and the file is called by what comes.
 
     Raises:
         UsageError: The ending names no form, or the place cannot be written to.
     """
+    if path is None and name is None:
+        return None, OutputFormat.OUTPUT_FORMAT_UNSPECIFIED
     if path is None:
-        name = name or "png"
         path = Path("out" + next(ending for ending, form in _ENDINGS.items() if form == name))
     _refuse_folder(path)
     name = name or _ENDINGS.get(path.suffix.lower())
