@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -125,6 +126,7 @@ def main() -> None:
     """Sweep, search and recommend, as the command line says."""
     options = _parser().parse_args()
     torch.set_num_threads(1)  # ratios of several threads on a busy machine mean little
+    logging.disable(logging.WARNING)  # cache-dit puts ten lines between the rows of the table
     print(header())
     task, few = held_out_task(options.captions), held_out_task(options.few)
     found = measure(options.model, sweep(), task, steps=options.steps)

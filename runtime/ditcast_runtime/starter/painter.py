@@ -85,7 +85,7 @@ class Painter:
         images = self.pipe(
             prompt=prompts,
             negative_prompt=None if negative is None else [negative] * len(prompts),
-            true_cfg_scale=manner.true_cfg_scale,
+            true_cfg_scale=1.0 if negative is None else manner.true_cfg_scale,
             width=manner.width,
             height=manner.height,
             num_inference_steps=manner.steps,
