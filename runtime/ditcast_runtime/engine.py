@@ -356,7 +356,7 @@ class Engine:
             library_versions=self.facts.library_versions,
             world_size=self._config.world_size,
             threads_per_rank=self.facts.threads,
-            device=self.facts.device,
+            device=self.facts.device_name,
             dtype=self.facts.dtype,
             configuration=generation.configuration or self.configuration,
             sigmas_used=sigmas,

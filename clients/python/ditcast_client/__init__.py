@@ -35,6 +35,8 @@ from ditcast_client.errors import (
 from ditcast_client.generation import Generation
 from ditcast_client.images import input_image
 from ditcast_client.outputs import Output
+from ditcast_client.receipts import Difference, UnusableReceipt, read_receipt, write_receipt
+from ditcast_client.replaying import OutputComparison, Replay, compare, replay
 from ditcast_client.result import Result
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Client",
     "DataLoss",
     "DeadlineExceeded",
+    "Difference",
     "DigestMismatch",
     "DitcastError",
     "FailedPrecondition",
@@ -56,13 +59,20 @@ __all__ = [
     "InvalidArgument",
     "NotFound",
     "Output",
+    "OutputComparison",
     "PermissionDenied",
     "PreconditionViolation",
+    "Replay",
     "ResourceExhausted",
     "Result",
     "TransportBroken",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "UnusableReceipt",
+    "compare",
     "input_image",
+    "read_receipt",
+    "replay",
+    "write_receipt",
 ]

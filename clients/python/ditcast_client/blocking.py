@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
@@ -19,11 +27,17 @@ from ditcast.v1.diffusion_service_pb2 import (
     GenerateRequest,
     ListAdaptersResponse,
 )
-from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState, GenerationSummary
+from ditcast.v1.generation_pb2 import (
+    GenerationEvent,
+    GenerationState,
+    GenerationSummary,
+    Receipt,
+)
 from ditcast_client.access import Token
 from ditcast_client.client import CONFIGURE_TIMEOUT, Client
 from ditcast_client.fields import GenerateFields
 from ditcast_client.generation import Generation
+from ditcast_client.replaying import Replay, replay
 from ditcast_client.result import Result
 
 _Value = TypeVar("_Value")
@@ -151,6 +165,10 @@ class BlockingClient:
     def cancel(self, request_id: str) -> GenerationState.ValueType:
         """Cancel a generation and give the state that the cancel met."""
         return self._loop.run(self._client.cancel(request_id))
+
+    def replay(self, receipt: Receipt, images: Iterable[bytes] = ()) -> Replay:
+        """Make what a receipt names again; see `ditcast_client.replay`."""
+        return self._loop.run(replay(self._client, receipt, images))
 
     def capabilities(self) -> Capabilities:
         """Ask what the loaded pipeline accepts."""

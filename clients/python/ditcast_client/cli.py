@@ -3,7 +3,7 @@
 Every other package joins through the entry-point group `ditcast.commands`, with a function that
 takes the arguments after the command's name and gives the exit code. Listing them imports nothing.
 Exit codes (`ditcast_client.exits` has the table): 0 done, 1 failed, 2 refused (bad usage too),
-3 unavailable, 4 time limit, 130 cancelled.
+3 unavailable, 4 time limit, 5 replayed to other bytes, 130 cancelled.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ FAILED: Final = 1
 REFUSED: Final = 2
 UNAVAILABLE: Final = 3
 TIMED_OUT: Final = 4
+DIFFERENT: Final = 5
 CANCELLED: Final = 130
 
 MEANINGS: Final[Mapping[int, str]] = {
@@ -23,6 +24,7 @@ MEANINGS: Final[Mapping[int, str]] = {
     REFUSED: "refused: bad usage, or a request that this server does not take",
     UNAVAILABLE: "unavailable: no server there, loading, draining, or its queue is full",
     TIMED_OUT: "a time limit ran out",
+    DIFFERENT: "replay: made again, but other bytes; with --check: the server differs",
     CANCELLED: "cancelled: Ctrl-C, `ditcast cancel`, or nobody reads the output any more",
 }
 

@@ -17,6 +17,7 @@ from ditcast.v1.generation_pb2 import (
     CacheReport,
     GenerationEvent,
     GenerationState,
+    Preview,
     Queued,
     ResolvedParameters,
     Restarted,
@@ -88,6 +89,8 @@ def event_line(event: GenerationEvent) -> str | None:
             line = _step_line(event.step_completed)
         case "warning":
             line = f"warning: {warning_text(event.warning)}"
+        case "preview":
+            line = preview_text(event.preview) if event.preview.data else None
         case "restarted":
             line = f"begun again: {restarted_text(event.restarted)}"
         case "heartbeat":
@@ -112,6 +115,12 @@ def parameters_text(parameters: ResolvedParameters) -> str:
 def warning_text(warning: Warning) -> str:
     """Say what a warning is about."""
     return f"{warning.field}: {warning.message}" if warning.field else warning.message
+
+
+def preview_text(preview: Preview) -> str:
+    """Say what a preview is of."""
+    size = f"{preview.width}x{preview.height}, {bytes_text(len(preview.data))}"
+    return f"preview after step {preview.step} of output {preview.output_index}: {size}"
 
 
 def restarted_text(restarted: Restarted) -> str:

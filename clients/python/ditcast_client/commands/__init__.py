@@ -10,6 +10,7 @@ from ditcast_client.commands.configure import Configure
 from ditcast_client.commands.generate import Generate
 from ditcast_client.commands.info import Info
 from ditcast_client.commands.listing import List
+from ditcast_client.commands.replay import ReplayCommand
 from ditcast_client.commands.watch import Watch
 
 COMMANDS: Final[Mapping[str, Command]] = {
@@ -17,6 +18,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "info": Info(),
     "list": List(),
     "watch": Watch(),
+    "replay": ReplayCommand(),
     "cancel": Cancel(),
     "configure": Configure(),
     "adapters": Adapters(),

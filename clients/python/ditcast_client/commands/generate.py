@@ -20,14 +20,17 @@ from ditcast.v1.generation_pb2 import (
     OutputFormat,
     OutputOptions,
     Priority,
+    ProgressOptions,
 )
 from ditcast_client import exits
 from ditcast_client.client import Client
 from ditcast_client.commands.command import UsageError, access, add_address
-from ditcast_client.commands.output_files import FORMATS, resolve, write
+from ditcast_client.commands.output_files import FORMATS, place, resolve, write
+from ditcast_client.commands.preview_files import PreviewFiles
 from ditcast_client.fields import GenerateFields, request_from
 from ditcast_client.images import Picture, input_image
 from ditcast_client.interrupt import cancelling_on_interrupt
+from ditcast_client.receipts import write_receipt
 from ditcast_client.result import Result
 from ditcast_client.views import View, choose_view
 
@@ -77,6 +80,7 @@ class Generate:
         parser.add_argument("prompt", help="what is to be seen")
         _add_output(parser)
         _add_request(parser)
+        _add_previews(parser)
         add_address(parser)
 
     def run(self, options: argparse.Namespace) -> int:
@@ -84,10 +88,14 @@ class Generate:
         path, form = resolve(options.output, options.format)
         request = build_request(options, form)
         client = Client(options.address, **access(options))
+        receipt = place(options.receipt)
+        previews = PreviewFiles(options.preview_folder) if options.preview_folder else None
         view = choose_view(options.address, as_json=options.json)
         with view:
-            result = asyncio.run(_generate(client, request, view))
+            result = asyncio.run(_generate(client, request, view, previews))
             view.finish(result, write(result.outputs, path))
+        if receipt is not None:
+            _write_receipt(result, receipt)
         return exits.DONE
 
 
@@ -97,6 +105,7 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
     Raises:
         UsageError: A value is not what its option takes.
     """
+    _refuse_combinations(options)
     fields = GenerateFields(
         prompt=options.prompt,
         output=OutputOptions(format=form, quality=options.quality),
@@ -117,6 +126,9 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
     if options.cache is not None:
         fields["cache"] = _read_cache(options.cache)
     try:
+        fields["progress"] = ProgressOptions(
+            preview_every_n_steps=options.preview_every, preview_max_side=options.preview_max_side
+        )
         if options.timeout is not None:
             fields["timeout"] = timedelta(seconds=options.timeout)
         return request_from(fields)
@@ -124,11 +136,15 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
         raise UsageError(str(err)) from err
 
 
-async def _generate(client: Client, request: GenerateRequest, view: View) -> Result:
+async def _generate(
+    client: Client, request: GenerateRequest, view: View, previews: PreviewFiles | None
+) -> Result:
     async with client, client.generate(request) as generation:
         with cancelling_on_interrupt(generation):
             async for event in generation:
                 view.show(event)
+                if previews is not None:
+                    previews.take(event)
         return await generation.result()
 
 
@@ -150,6 +166,20 @@ def _pictures(options: argparse.Namespace) -> list[Picture]:
         ]
     except OSError as err:
         raise UsageError(f"cannot read {err.filename}: {err.strerror}") from err
+
+
+def _refuse_combinations(options: argparse.Namespace) -> None:
+    if options.validate_only and options.receipt is not None:
+        raise UsageError("--receipt: what is only validated has no receipt")
+    if options.preview_folder is not None and not options.preview_every:
+        raise UsageError("--preview-folder: say how often, with --preview-every")
+
+
+def _write_receipt(result: Result, path: Path) -> None:
+    try:
+        write_receipt(result.receipt, path)
+    except OSError as err:
+        raise UsageError(f"cannot write {err.filename}: {err.strerror}") from err
 
 
 def _json_object(text: str) -> dict[str, object]:
@@ -187,6 +217,24 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, help="form (default: by the file's ending)")
     parser.add_argument("--quality", type=int, help="of jpeg, webp and mp4, 1 to 100")
     parser.add_argument("--json", action="store_true", help="print one event a line, as JSON")
+    parser.add_argument(
+        "--receipt", type=Path, metavar="FILE", help="write the receipt, for `ditcast replay`"
+    )
+
+
+def _add_previews(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preview-every", type=int, default=0, metavar="N", help="a preview after every N steps"
+    )
+    parser.add_argument(
+        "--preview-max-side", type=int, metavar="PIXELS", help="longest side (default: 256)"
+    )
+    parser.add_argument(
+        "--preview-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="where previews are written, as preview-0005.jpg and so on",
+    )
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:
