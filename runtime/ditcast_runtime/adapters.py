@@ -9,13 +9,17 @@ did is therefore looked at, and undone if it is not all of the adapter and nothi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 
@@ -66,11 +70,13 @@ class Adapters:
         if any(_is_compiled(module) for _, module in self._components()):
             raise UnfitAdapter("the pipeline is compiled, and would be again for each choice")
         _check_file(path, weights_digest)
-        own = self._own_weights()
+        own = self._weights(without=name)
         self._held = None
         try:
             wanted = self._load(name, Path(path))
-            components = self._check(name, wanted, own)
+            if self._changed(name, own):
+                raise UnfitAdapter("it changes the pipeline's own weights")
+            components = self._check(name, wanted)
         except torch.OutOfMemoryError:
             self._take_back(name, own)
             raise
@@ -119,28 +125,43 @@ class Adapters:
         def recorded(*arguments: Any, **options: Any) -> Any:
             found = convert(*arguments, **options)
             weights = found[0] if isinstance(found, tuple) else found
-            counts.append(sum(not key.endswith("alpha") for key in weights))
+            own = {key: weights[key] for key in weights if not key.endswith("alpha")}
+            self._check_weights(own)
+            counts.append(len(own))
             return found
 
-        # It converts other trainers' names and splits fused layers: only it knows the number.
+        # It converts other trainers' names and splits fused layers: only what it gives tells how
+        # many there are and where they go, and nothing has been touched by then.
         self._pipe.lora_state_dict = recorded
         try:
-            self._pipe.load_lora_weights(
-                # A folder and a file: nothing of it can be taken for the id of a model on a hub.
-                str(path.parent),
-                weight_name=path.name,
-                adapter_name=name,
-                use_safetensors=True,
-                local_files_only=True,
-            )
+            with _quietly():
+                self._pipe.load_lora_weights(
+                    # A folder and a file: nothing of it can be taken for a model's id on a hub.
+                    str(path.parent),
+                    weight_name=path.name,
+                    adapter_name=name,
+                    use_safetensors=True,
+                    local_files_only=True,
+                )
         finally:
             del self._pipe.lora_state_dict
         return sum(counts)
 
-    def _check(self, name: str, wanted: int, own: dict[int, tuple[Any, int]]) -> tuple[str, ...]:
+    def _check_weights(self, weights: dict[str, torch.Tensor]) -> None:
+        """Refuse what diffusers would write into the pipeline's own weights, or grow them for."""
+        for key in weights:
+            if "lora" not in key:
+                raise UnfitAdapter(f"it has weights that are no LoRA adapter's, such as {key}")
+        for component, module in self._components():
+            for path, layer in module.named_modules():
+                weight = weights.get(f"{component}.{path}.lora_A.weight")
+                width = getattr(layer, "in_features", None)
+                if weight is not None and width is not None and weight.shape[1] > width:
+                    reason = f"it is made for {weight.shape[1]} inputs of {path}, which has {width}"
+                    raise UnfitAdapter(reason)
+
+    def _check(self, name: str, wanted: int) -> tuple[str, ...]:
         """Find out whether all of the adapter is there and acts where it can; give where."""
-        if self._changed(own):
-            raise UnfitAdapter("it changes the pipeline's own weights, so for every request")
         placed: dict[str, int] = {}
         for component, module in self._components():
             for _, layer in _layers(module):
@@ -155,7 +176,7 @@ class Adapters:
     def _take_back(self, name: str, own: dict[int, tuple[Any, int]]) -> None:
         self._remove(name)
         self.select(())
-        if self._changed(own):
+        if self._changed(name, own):
             # The rank leaves, and with it the group: the next one loads the weights anew.
             raise SettingsDiffer(f"the adapter {name} has changed the pipeline's own weights")
 
@@ -182,8 +203,8 @@ class Adapters:
             if isinstance(module, torch.nn.Module):
                 yield component, module
 
-    def _own_weights(self) -> dict[int, tuple[Any, int]]:
-        """Remember every weight that is no adapter's, and how often it was written to.
+    def _weights(self, *, without: str) -> dict[int, tuple[Any, int]]:
+        """Remember every weight that is not one adapter's, and how often it was written to.
 
         The tensors are kept: another could otherwise come to lie at the address of one.
         """
@@ -191,12 +212,29 @@ class Adapters:
             id(weight): (weight, weight._version)  # noqa: SLF001 - torch has no other name for it
             for _, module in self._components()
             for key, weight in module.named_parameters()
-            if ".lora_" not in key
+            if f".{without}." not in key or ".lora_" not in key
         }
 
-    def _changed(self, own: dict[int, tuple[Any, int]]) -> bool:
-        now = self._own_weights()
+    def _changed(self, name: str, own: dict[int, tuple[Any, int]]) -> bool:
+        now = self._weights(without=name)
         return now.keys() != own.keys() or any(now[key][1] != own[key][1] for key in own)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep two libraries from telling the log what the caller is told, or what is not so.
+
+    transformers reports the weights of other adapters as made anew, though it leaves them alone.
+    """
+    loggers = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
 
 
 def _check_file(path: str, weights_digest: str) -> None:
@@ -259,4 +297,6 @@ def _scale(layer: Any, name: str, weight: float) -> float:
 
 def _first_words(error: Exception) -> str:
     """Give what an exception says, in one line."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
     return " ".join(str(error).split())[:500] or type(error).__name__
