@@ -6,6 +6,7 @@ import dataclasses
 import time
 
 import structlog
+import torch
 
 from ditcast_runtime.arguments import call_arguments
 from ditcast_runtime.errors import ConfigError
@@ -85,6 +86,12 @@ def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Fact
     except NotFinite as error:
         reason = f"in {found.dtype} it puts out NaN or infinity, in the warm-up already"
         raise ConfigError((Problem("model", reason),)) from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not launch.loading.component_dtypes:
+            raise
+        # Some pipelines hand tensors of one component to another as they are.
+        reason = f"the pipeline does not run with these number types: {error}"
+        raise ConfigError((Problem("loading.component_dtypes", reason),)) from error
     pipeline.clean_up(None)
     run = WarmUp(
         parameters.width,
