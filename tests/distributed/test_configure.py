@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.rpc.error_details_pb2 import PreconditionFailure
 from tests.distributed.generations import MASK, MASKED, OFF, ending, fields, picture, stub_of
 from tests.distributed.servers import Server, serve
 
-from ditcast.v1.acceleration_pb2 import CacheConfig, Configuration, DBCache, ParallelismConfig
+from ditcast.v1.acceleration_pb2 import (
+    CacheConfig,
+    Configuration,
+    DBCache,
+    ParallelismConfig,
+    QuantizeConfig,
+)
 from ditcast.v1.diffusion_service_pb2 import (
     ConfigureRequest,
     ConfigureResponse,
@@ -172,6 +179,28 @@ async def test_new_ranks_are_loaded_only_if_allowed_and_the_old_ones_come_back_i
         assert ending(error.value).code is grpc.StatusCode.FAILED_PRECONDITION
         assert (await current(stub)).parallelism.tensor_parallel_degree == 2
         assert len(await picture(client)) == len(before)
+
+
+async def test_what_the_pipeline_lacks_is_refused_without_new_ranks(faulty: Server) -> None:
+    """No ControlNet, no float8, no quantisation on a CPU: FAILED_PRECONDITION, all fields named."""
+    asked = Configuration(
+        parallelism=ParallelismConfig(ulysses_float8=True, extra_parallel_modules=["controlnet"]),
+        quantize=QuantizeConfig(quant_type="int8_weight_only"),
+        attention_backend="sage",
+    )
+    before = [rank.pid for rank in faulty.ranks()]
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await configure(faulty, asked, allow_reload=True)
+    refusal = ending(error.value)
+    assert refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+    violations = refusal.detail(PreconditionFailure).violations
+    assert {violation.subject for violation in violations} == {
+        "attention_backend",
+        "parallelism.extra_parallel_modules",
+        "parallelism.ulysses_float8",
+        "quantize.quant_type",
+    }
+    assert [rank.pid for rank in faulty.ranks()] == before
 
 
 async def test_a_change_during_a_restart_applies_to_the_next_epoch(faulty: Server) -> None:

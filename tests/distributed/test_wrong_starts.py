@@ -38,10 +38,21 @@ WRONG = {
         "cache_config: {enable_taylorseer: true, enable_foca: true}",
         ["cache_config.enable_", "only one calibrator"],
     ),
-    "a ring without an accelerator": (
+    "what needs an accelerator": (
         ["--world-size", "2", "--device", "cpu"],
-        "parallelism_config: {ring_size: 2}",
-        ["ring_degree", "accelerator"],
+        (
+            "{parallelism_config: {ulysses_size: 2, ulysses_float8: true}, attention_backend: sage,"
+            " quantize_config: {quant_type: int8_weight_only}}"
+        ),
+        ["parallelism.ulysses_float8", "attention_backend", "quantize.quant_type", "accelerator"],
+    ),
+    "blocks of a sharded sequence that shall be pruned": (
+        ["--world-size", "2"],
+        (
+            "{parallelism_config: {ulysses_size: 2},"
+            " cache_config: {cache_type: DBPrune, Fn_compute_blocks: 1}}"
+        ),
+        ["cache.db_prune", "context parallelism"],
     ),
     "a model that is none": (["--model", "."], "", ["--model", "model_index.json"]),
     "an unknown flag": (["--word-size", "2"], "", ["--word-size", "--world-size"]),
@@ -73,12 +84,36 @@ def test_a_port_that_is_taken_is_said_at_once(server_one: Server, tmp_path: Path
         server.expect_no_orphans()
 
 
-def test_sharding_that_prompts_of_any_length_would_break_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("degrees", "field"),
+    [
+        ("ulysses_size: 2, parallel_kwargs: {ulysses_anything: false}", "ulysses_anything"),
+        ("ring_size: 2", "ring_degree"),
+    ],
+    ids=["plain Ulysses", "a ring"],
+)
+def test_sharding_that_prompts_of_any_length_would_break_is_refused(
+    degrees: str, field: str, tmp_path: Path
+) -> None:
     """Without `ulysses_anything` every second prompt would fail: the start does, and names it."""
-    text = "parallelism_config: {ulysses_size: 2, parallel_kwargs: {ulysses_anything: false}}"
+    text = f"parallelism_config: {{{degrees}}}"
     server = _start(tmp_path, ["--world-size", "2"], text)
     assert server.wait() == 2
-    assert "parallelism.ulysses_anything" in server.tail()
+    assert f"parallelism.{field}: prompts of this pipeline vary in length" in server.tail()
+    server.expect_no_orphans()
+
+
+def test_what_only_the_ranks_can_know_is_said_before_they_serve(tmp_path: Path) -> None:
+    """That there is no ControlNet, and on which device they are: both fields at once."""
+    text = (
+        "{parallelism_config: {ulysses_size: 2, extra_parallel_modules: [controlnet]},"
+        " attention_backend: sage}"
+    )
+    server = _start(tmp_path, ["--world-size", "2"], text)
+    assert server.wait() == 2
+    message = server.tail()
+    assert "parallelism.extra_parallel_modules: this pipeline has no controlnet" in message
+    assert "attention_backend: sage needs an accelerator" in message
     server.expect_no_orphans()
 
 
