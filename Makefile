@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PROTOS := $(wildcard proto/ditcast/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak docs proto proto-check clean
+.PHONY: help demo test check bench soak docs starter proto proto-check clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
