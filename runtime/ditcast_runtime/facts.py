@@ -17,10 +17,9 @@ import msgspec
 import torch
 import yaml
 
-from ditcast_runtime.arguments import FRAME_COUNTS, FRAME_RATES
 from ditcast_runtime.config import GenerationDefaults
 from ditcast_runtime.errors import ConfigError
-from ditcast_runtime.generation import SeparateCfg
+from ditcast_runtime.generation import FRAME_COUNTS, FRAME_RATES, SeparateCfg
 from ditcast_runtime.image_parameters import ImageParameter, image_parameters
 from ditcast_runtime.messages import (
     Facts,
@@ -32,6 +31,7 @@ from ditcast_runtime.messages import (
 )
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.placement import components_with_weights, loading_faults, main_dtype
+from ditcast_runtime.probe import Extent, find_extent
 from ditcast_runtime.settings import Problem
 from ditcast_runtime.source import Source
 
@@ -90,7 +90,8 @@ def describe(
     pipeline: Pipeline, launch: Launch, source: Source, defaults: GenerationDefaults
 ) -> Facts:
     """Gather the facts that feed validation and GetCapabilities."""
-    width, height = _default_size(pipeline.pipe)
+    extent = find_extent(pipeline.pipe, pipeline.least_arguments())
+    pipeline.clean_up(None)
     accelerator = pipeline.accelerator
     device = pipeline.device
     parallelism = launch.acceleration.parallelism
@@ -107,7 +108,7 @@ def describe(
         dtype=str(main_dtype(pipeline.pipe)).removeprefix("torch."),
         threads=torch.get_num_threads(),
         library_versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
-        parameters=_parameters(pipeline.pipe, pipeline.signature),
+        parameters=_parameters(pipeline.pipe, pipeline.signature, extent.num_frames),
         transformers=tuple(
             TransformerFact(
                 name=entry.name,
@@ -117,11 +118,13 @@ def describe(
             )
             for entry in accelerator.block_lists
         ),
-        size_multiple=_size_multiple(pipeline.pipe),
-        shard_multiple=parallelism.context_parallel_degree if parallelism and sharded else 1,
-        default_width=width,
-        default_height=height,
-        separate_cfg=separate_cfg(pipeline),
+        size_multiple=_size_multiple(pipeline.pipe, extent),
+        shard_multiple=parallelism.equal_parts if parallelism and sharded else 1,
+        default_width=extent.width,
+        default_height=extent.height,
+        num_frames_step=extent.num_frames_step,
+        # Known once it has run.
+        separate_cfg=SeparateCfg.NEVER,
         guidance_embeds=_guidance_embeds(pipeline.pipe),
         cancellable=pipeline.cancellable,
         makes_videos=_makes_videos(pipeline),
@@ -133,13 +136,6 @@ def describe(
         deterministic=device.type == "cpu",
         adapters_supported=pipeline.adapters.supported,
     )
-
-
-def separate_cfg(pipeline: Pipeline) -> SeparateCfg:
-    """Say by which rule the pipeline makes a second forward pass."""
-    if "true_cfg_scale" in pipeline.signature.parameters:
-        return SeparateCfg.TRUE_CFG
-    return SeparateCfg.GUIDANCE if pipeline.accelerator.has_separate_cfg else SeparateCfg.NEVER
 
 
 def model_defaults(folder: Path) -> GenerationDefaults:
@@ -193,7 +189,9 @@ def _picture(name: str, images: dict[str, ImageParameter]) -> ParameterFact:
     )
 
 
-def _parameters(pipe: Any, signature: inspect.Signature) -> tuple[ParameterFact, ...]:
+def _parameters(
+    pipe: Any, signature: inspect.Signature, num_frames: int | None
+) -> tuple[ParameterFact, ...]:
     found = []
     images = image_parameters(pipe)
     for name, parameter in signature.parameters.items():
@@ -207,13 +205,16 @@ def _parameters(pipe: Any, signature: inspect.Signature) -> tuple[ParameterFact,
         if not own and any(part in name for part in _OPENED):
             continue
         required = parameter.default is inspect.Parameter.empty
+        default = None if required else _plain(parameter.default)
+        if name in FRAME_COUNTS and default is None:
+            default = num_frames
         found.append(
             ParameterFact(
                 name=name,
                 kinds=kinds,
                 nullable=nullable,
                 required=required,
-                default=None if required else _plain(parameter.default),
+                default=default,
                 in_pipeline_kwargs=not own,
             )
         )
@@ -253,40 +254,20 @@ def _denoiser(pipe: Any) -> Any:
 
 
 def _patch_size(pipe: Any) -> int:
-    patch = getattr(getattr(_denoiser(pipe), "config", None), "patch_size", None) or 1
-    return int(patch[-1]) if isinstance(patch, (list, tuple)) else int(patch)
+    """Give the latents to a side of a patch, which is one token; 1 where there are no patches."""
+    config = getattr(_denoiser(pipe), "config", None)
+    found = getattr(config, "patch_size", None) or getattr(config, "all_patch_size", None) or 1
+    return int(found[-1]) if isinstance(found, (list, tuple)) else int(found)
 
 
-def _scale_factor(pipe: Any) -> int:
-    for name in ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio"):
-        if isinstance(value := getattr(pipe, name, None), int):
-            return value
-    return 8
-
-
-def _size_multiple(pipe: Any) -> int:
-    """Pixels that both sides must be multiples of: for the packed latents and the processor."""
+def _size_multiple(pipe: Any, extent: Extent) -> int:
+    """Pixels that both sides must be multiples of: for whole tokens, and for the processor."""
     processor = getattr(pipe, "image_processor", None) or getattr(pipe, "video_processor", None)
     own = int(getattr(getattr(processor, "config", None), "vae_scale_factor", 1) or 1)
-    return math.lcm(own, _scale_factor(pipe) * _patch_size(pipe))
-
-
-def _default_size(pipe: Any) -> tuple[int | None, int | None]:
-    """Width and height in pixels that the pipeline uses by itself, if they can be told."""
-    parameters = inspect.signature(pipe.__call__).parameters
-    sides = [
-        parameters[name].default
-        for name in ("width", "height")
-        if name in parameters and isinstance(parameters[name].default, int)
-    ]
-    if sides:
-        return sides[0], sides[-1]
-    sample = getattr(pipe, "default_sample_size", None)
-    if sample is None:
-        sample = getattr(getattr(_denoiser(pipe), "config", None), "sample_size", None)
-    if isinstance(sample, int):
-        return sample * _scale_factor(pipe), sample * _scale_factor(pipe)
-    return None, None
+    latent = extent.latent
+    if latent is None and extent.unit is None:
+        latent = int(getattr(pipe, "vae_scale_factor", None) or 8)
+    return math.lcm(own, extent.unit or 1, latent * _patch_size(pipe) if latent else 1)
 
 
 def _guidance_embeds(pipe: Any) -> bool | None:

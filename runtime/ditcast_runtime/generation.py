@@ -219,6 +219,8 @@ class SeparateCfg(enum.StrEnum):
     """guidance_scale over 1."""
     NEVER = "never"
     """Never, or in the same batch."""
+    ALWAYS = "always"
+    """Whatever the request says."""
 
     def two_passes(
         self,
@@ -235,6 +237,8 @@ class SeparateCfg(enum.StrEnum):
                 return (guidance_scale or 0) > 1
             case SeparateCfg.NEVER:
                 return False
+            case SeparateCfg.ALWAYS:
+                return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ditcast_runtime import loading
 from ditcast_runtime.acceleration import Accelerator
@@ -23,7 +24,10 @@ from ditcast_runtime.outputs import Made, to_latents, to_pixels
 from ditcast_runtime.placement import Placement, check_placement
 from ditcast_runtime.preflight import check_acceleration
 from ditcast_runtime.source import Report
-from ditcast_runtime.steps import Stages, Watcher
+from ditcast_runtime.steps import Stages, StepSource, Watcher, detach
+
+_BLANK = 512
+"""Side in pixels of a picture that is given for want of another."""
 
 _OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
@@ -102,10 +106,7 @@ class Pipeline:
             NoLatents: the pipeline gives none.
         """
         stages = Stages(self.pipe, watcher, self.device)
-        self.pipe.progress_bar = stages.bar
-        if self.cancellable:
-            arguments["callback_on_step_end"] = stages.step_ended
-            arguments["callback_on_step_end_tensor_inputs"] = []
+        stages.attach(arguments)
         latents = form is OutputFormat.LATENT_SAFETENSORS
         asked = {"output_type": "latent" if latents else "pt", "return_dict": False}
         arguments |= {name: value for name, value in asked.items() if name in self._taken}
@@ -118,6 +119,20 @@ class Pipeline:
         self.makes_videos = pixels.num_frames is not None
         return pixels
 
+    def least_arguments(self) -> dict[str, Any]:
+        """Give what a call cannot do without."""
+        least = {"prompt": "warm-up", "num_inference_steps": 2, **self.blanks(_BLANK, _BLANK)}
+        return {name: value for name, value in least.items() if name in self._taken}
+
+    def blanks(self, width: int, height: int) -> dict[str, Any]:
+        """Give white pictures for the parameters that cannot do without one."""
+        white = {
+            name: [Image.new("L" if "mask" in name else "RGB", (width, height), "white")]
+            for name, parameter in self._images.items()
+            if parameter.required
+        }
+        return self._inputs(white)
+
     def _inputs(self, pictures: dict[str, list[Any]]) -> dict[str, Any]:
         """Give each parameter one picture, or the list that it takes."""
         return {
@@ -127,15 +142,15 @@ class Pipeline:
 
     @property
     def cancellable(self) -> bool:
-        """Whether the pipeline calls back after each step."""
-        return "callback_on_step_end" in self.signature.parameters
+        """Whether something tells when a step ended, where a generation can be left."""
+        return StepSource.of(self.pipe) is not StepSource.NOTHING
 
     def clean_up(self, failure: BaseException | None) -> None:
         """Leave nothing of a generation behind, however it ended."""
         if failure is not None:
             # The traceback's frames hold the latents of the run.
             failure.__traceback__ = None
-        self.pipe.__dict__.pop("progress_bar", None)
+        detach(self.pipe)
         self.accelerator.reset()
         if not (self._returned and self._frees_hooks_itself):
             # A pipeline that was left early has not done it. It walks every module, so that a

@@ -24,8 +24,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from ditcast_runtime import facts, logs, pictures
-from ditcast_runtime.broadcast import Ballot, ControlGroup, ControlLost
+from ditcast_runtime import logs, pictures
+from ditcast_runtime.broadcast import Ballot, ControlLost
 from ditcast_runtime.channel import ChannelClosed, RankChannel
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.execution import (
@@ -53,9 +53,7 @@ from ditcast_runtime.messages import (
     Shutdown,
     UnloadAdapter,
 )
-from ditcast_runtime.pipeline import Pipeline
-from ditcast_runtime.previews.previewer import Previewer
-from ditcast_runtime.start import start
+from ditcast_runtime.start import Started, start
 
 log = structlog.get_logger()
 
@@ -114,18 +112,16 @@ class Rank:
         self,
         launch: Launch,
         channel: RankChannel,
-        control: ControlGroup,
         inbox: Inbox,
-        pipeline: Pipeline,
-        previewer: Previewer | None,
+        started: Started,
     ) -> None:
         self.launch = launch
         self.channel = channel
-        self.control = control
         self.inbox = inbox
-        self.pipeline = pipeline
-        self.previewer = previewer
-        self.separate_cfg = facts.separate_cfg(pipeline)
+        self.control = started.control
+        self.pipeline = started.pipeline
+        self.previewer = started.previewer
+        self.separate_cfg = started.facts.separate_cfg
 
     def loop(self) -> None:
         """Receive, run, report; returns on Shutdown."""
@@ -300,7 +296,7 @@ def main() -> int:
         started = start(launch, channel)
     except ControlLost:
         return 4  # Rank 0 has said why it cannot serve, or is gone.
-    except (ConfigError, OSError, ValueError, TypeError, AssertionError) as error:
+    except (ConfigError, ImportError, OSError, ValueError, TypeError, AssertionError) as error:
         # What is wrong with the model or the settings will be wrong again: say so, do not restart.
         log.exception("cannot serve")
         channel.send(
@@ -312,7 +308,7 @@ def main() -> int:
             )
         )
         return 3
-    rank = Rank(launch, channel, started.control, inbox, started.pipeline, started.previewer)
+    rank = Rank(launch, channel, inbox, started)
     ready = Ready(
         epoch=launch.epoch, rank=launch.rank, facts=started.facts, seconds=started.seconds
     )

@@ -98,7 +98,7 @@ def start(launch: Launch, channel: RankChannel) -> Started:
     report("warming up")
     lesson = Lesson(pipeline.pipe, device, parallel_vae=_has_parallel_vae(launch))
     with lesson.watching():
-        warm_up(pipeline, launch, found)
+        found = warm_up(pipeline, launch, found)
     previewer = lesson.previewer()
     found = msgspec.structs.replace(found, previews=previewer is not None)
     report.lap()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import time
 
+import msgspec
 import structlog
 import torch
 
 from ditcast_runtime.arguments import call_arguments
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.execution import two_passes
-from ditcast_runtime.generation import OutputOptions, Parameters, SeparateCfg
+from ditcast_runtime.generation import OutputFormat, OutputOptions, Parameters, SeparateCfg
 from ditcast_runtime.messages import Facts, Launch
 from ditcast_runtime.outputs import NotFinite
+from ditcast_runtime.passes import Passes
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.settings import Compile, Disabled, Problem, WarmUp
 
@@ -21,47 +23,30 @@ log = structlog.get_logger()
 
 _WARM_UP_STEPS = 2
 
-
-class _Silent:
-    """Watches a warm-up: nobody is told."""
-
-    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
-        """Tell nobody."""
-
-    def step_ended(self, step: int, total_steps: int, timestep: float, sigma: float | None) -> None:
-        """Tell nobody."""
-
-    def denoising_ended(self) -> None:
-        """Tell nobody."""
+_TOLD_APART = 2
+"""Passes of a step that cache-dit can tell apart."""
 
 
-def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
-    """Run once under the load's cache, switch to the configured one, and run what was asked for.
+def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> Facts:
+    """Run once, switch to the configured cache, and run what was asked for.
 
-    With two passes where there can be two: cache-dit cannot switch a sharded pipeline that never
-    ran, and what a first pass allocates or compiles should not count for the first generation.
+    With two passes where there can be two: what a first pass allocates or compiles should not
+    count for the first generation.
+
+    Returns:
+        The facts, with what only a run tells.
     """
     _check_asked(launch, found)
-    width, height = _warm_up_size(found)
-    taken = pipeline.signature.parameters
-    parameters = Parameters(
-        prompt="warm-up",
-        negative_prompt="" if "negative_prompt" in taken else None,
-        width=width,
-        height=height,
-        num_inference_steps=_WARM_UP_STEPS,
-        guidance_scale=5.0 if found.separate_cfg is SeparateCfg.GUIDANCE else None,
-        true_cfg_scale=4.0 if "true_cfg_scale" in taken else None,
-        seed=0,
-        num_images=1,
-        sigmas=(),
-        pipeline_kwargs={},
-        output=OutputOptions(),
-        cache=launch.acceleration.cache,
-    )
+    parameters = _parameters(pipeline, launch, found)
+    passes = 1
     for prompt in _warm_up_prompts(launch):
         changed = dataclasses.replace(parameters, prompt=prompt)
-        _run(pipeline, changed, launch, found)
+        passes = _run(pipeline, changed, launch, found)
+    rule = SeparateCfg.NEVER if passes == 1 else _separate_cfg(pipeline, parameters, launch, found)
+    videos = found.makes_videos if pipeline.makes_videos is None else pipeline.makes_videos
+    found = msgspec.structs.replace(found, separate_cfg=rule, makes_videos=videos)
+    if passes > _TOLD_APART:
+        found = _uncached(found, passes)
     steps = _usual_steps(launch, found)
     two = two_passes(found.separate_cfg, parameters)
     pipeline.prepare(dataclasses.replace(parameters, num_inference_steps=steps), two_passes=two)
@@ -74,13 +59,69 @@ def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> None:
             num_inference_steps=asked.num_inference_steps,
         )
         _run(pipeline, changed, launch, found)
+    return found
 
 
-def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Facts) -> None:
-    """Run once, and tell the log how long it took."""
+def _parameters(pipeline: Pipeline, launch: Launch, found: Facts) -> Parameters:
+    """Ask for the usual size, for the shortest video, and for all the guidance there is."""
+    width, height = _warm_up_size(found)
+    taken = pipeline.signature.parameters
+    return Parameters(
+        prompt="warm-up",
+        negative_prompt="" if "negative_prompt" in taken else None,
+        width=width,
+        height=height,
+        num_inference_steps=_WARM_UP_STEPS,
+        guidance_scale=5.0 if "guidance_scale" in taken else None,
+        true_cfg_scale=4.0 if "true_cfg_scale" in taken else None,
+        seed=0,
+        num_images=1,
+        num_frames=1 + found.num_frames_step if found.makes_videos else None,
+        sigmas=(),
+        pipeline_kwargs={},
+        output=OutputOptions(),
+        cache=launch.acceleration.cache,
+    )
+
+
+def _separate_cfg(
+    pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Facts
+) -> SeparateCfg:
+    """Find what makes the pipeline run its transformer again in each step, by leaving it out."""
+    if parameters.true_cfg_scale is None:
+        rule = SeparateCfg.GUIDANCE
+        changed = dataclasses.replace(parameters, guidance_scale=1.0)
+    else:
+        rule = SeparateCfg.TRUE_CFG
+        changed = dataclasses.replace(parameters, negative_prompt=None, true_cfg_scale=1.0)
+    if found.latents_out:
+        # What is decoded is of no interest here.
+        output = OutputOptions(format=OutputFormat.LATENT_SAFETENSORS)
+        changed = dataclasses.replace(changed, output=output)
+    return rule if _run(pipeline, changed, launch, found) == 1 else SeparateCfg.ALWAYS
+
+
+def _uncached(found: Facts, passes: int) -> Facts:
+    """Say that no cache is possible: cache-dit would take one pass for the next step."""
+    reason = f"the pipeline runs its transformer {passes} times a step, cache-dit tells two apart"
+    methods = tuple(
+        method
+        if method.name == "disabled"
+        else msgspec.structs.replace(method, possible=False, reason=reason)
+        for method in found.cache_methods
+    )
+    return msgspec.structs.replace(found, cache_methods=methods)
+
+
+def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Facts) -> int:
+    """Run once, tell the log how long it took, and count the passes of a step."""
     began = time.monotonic()
+    arguments = call_arguments(pipeline.signature, parameters)
+    arguments |= pipeline.blanks(parameters.width, parameters.height)
+    passes = Passes(pipeline.accelerator.transformers, parameters.num_inference_steps)
     try:
-        pipeline.run(call_arguments(pipeline.signature, parameters), _Silent())
+        with passes.counted():
+            pipeline.run(arguments, passes, parameters.output.format)
     except AssertionError as error:
         raise ConfigError((_unsharded(launch, str(error)),)) from error
     except NotFinite as error:
@@ -99,7 +140,9 @@ def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Fact
         parameters.num_frames,
         parameters.num_inference_steps,
     )
-    log.info("warmed up", run=str(run), seconds=round(time.monotonic() - began, 3))
+    seconds = round(time.monotonic() - began, 3)
+    log.info("warmed up", run=str(run), seconds=seconds, passes=passes.most)
+    return passes.most
 
 
 def _check_asked(launch: Launch, found: Facts) -> None:

@@ -39,8 +39,7 @@ def check_configuration(
     sharded = parallelism.context_parallel_degree > 1
     accelerator = facts.device != "cpu"
     if parallelism != loaded and config.world_size > 1:
-        shard_multiple = max(1, parallelism.context_parallel_degree)
-        facts = msgspec.structs.replace(facts, shard_multiple=shard_multiple)
+        facts = msgspec.structs.replace(facts, shard_multiple=parallelism.equal_parts)
     problems = [
         *check_cache(
             configuration.cache,
@@ -118,12 +117,12 @@ def _check_defaults(
     defaults: GenerationDefaults, facts: Facts, config: EngineConfig
 ) -> Iterator[Problem]:
     """Hold defaults to what requests are held to."""
+    taken = {fact.name for fact in facts.parameters}
     for problem in check_video_defaults(defaults, facts, config):
         yield Problem(f"defaults.{problem.field}", problem.reason)
-    taken = {fact.name for fact in facts.parameters}
+    for each in fields(defaults):
         if each.name in ("num_frames", "fps"):
             continue
-    for each in fields(defaults):
         if getattr(defaults, each.name) is not None and each.name not in taken:
             yield Problem(f"defaults.{each.name}", "the loaded pipeline takes none")
     steps, most = defaults.num_inference_steps, config.max_num_inference_steps

@@ -145,23 +145,14 @@ async def test_validate_only_settles_everything_and_runs_nothing(
     assert ran.started.parameters == settled
 
 
-async def test_sizes_that_two_ranks_cannot_share_are_refused_with_the_nearest_that_they_can(
+async def test_two_ranks_share_sizes_that_do_not_fall_into_equal_parts(
     one: Client, two: Client
 ) -> None:
-    """144x144 has 81 image tokens: fine for one rank, refused by two with sizes that work."""
+    """144x144 has 81 image tokens: one rank takes 41 of them, the other 40, of the same picture."""
     asked = fields(width=144, height=144, num_inference_steps=2)
-    assert len(await picture(one, **asked)) == 144 * 144 * 3
-    with pytest.raises(InvalidArgument) as refused:
-        await two.generate(**asked).result()
-    [violation] = refused.value.field_violations
-    assert violation.field == "width"
-    assert "81" in violation.description
-    named = _sizes_in(violation.description)[1:]
-    width, height = named[0]
-    nearest = fields(width=width, height=height, num_inference_steps=2)
-    assert len(await picture(two, **nearest)) == width * height * 3
-    for width, height in named:
-        await two.generate(**fields(width=width, height=height, validate_only=True)).result()
+    alone, shared = await picture(one, **asked), await picture(two, **asked)
+    assert len(alone) == 144 * 144 * 3
+    assert levels_apart(alone, shared) <= 1
 
 
 async def test_sizes_between_the_pixels_that_the_model_makes_are_refused_with_the_nearest(

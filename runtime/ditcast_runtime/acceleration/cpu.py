@@ -10,7 +10,8 @@ import functools
 from collections.abc import Iterator
 
 import torch
-from cache_dit.distributed.core import _templated_ring
+import torch.distributed as dist
+from cache_dit.distributed.core import _context_parallel, _templated_ring
 
 
 @contextlib.contextmanager
@@ -24,12 +25,26 @@ def accelerator_on_cpu(device: torch.device) -> Iterator[None]:
         yield
         return
     _lend_ring_kernels()
+    _context_parallel._all_gather_anything = _gather_uneven  # noqa: SLF001
     original = torch.accelerator.current_accelerator
     torch.accelerator.current_accelerator = lambda *_, **__: torch.device("cpu")
     try:
         yield
     finally:
         torch.accelerator.current_accelerator = original
+
+
+def _gather_uneven(tensor: torch.Tensor, dim: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """Be `_all_gather_anything`: gloo gathers equal sizes alone, so the shorter are filled up."""
+    sizes = _context_parallel._gather_size(tensor.shape[dim], group)  # noqa: SLF001
+    filled = list(tensor.shape)
+    filled[dim] = max(sizes) - tensor.shape[dim]
+    equal = torch.cat([tensor, tensor.new_zeros(filled)], dim=dim).contiguous()
+    parts = [torch.empty_like(equal) for _ in sizes]
+    dist.all_gather(parts, equal, group=group)
+    return torch.cat(
+        [part.narrow(dim, 0, size) for part, size in zip(parts, sizes, strict=True)], dim=dim
+    )
 
 
 @functools.cache

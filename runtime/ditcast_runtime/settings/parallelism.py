@@ -68,6 +68,11 @@ class ParallelismSettings:
         return self.ulysses_degree * self.ring_degree
 
     @property
+    def equal_parts(self) -> int:
+        """How many parts of equal length a sequence must fall into; 1: any length will do."""
+        return 1 if self.ulysses_anything else max(1, self.context_parallel_degree)
+
+    @property
     def world_size(self) -> int:
         """Ranks that these degrees need: the product of all three."""
         return self.context_parallel_degree * self.tensor_parallel_degree

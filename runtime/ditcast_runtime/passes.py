@@ -1,0 +1,60 @@
+"""How often a pipeline runs its transformer in a step: counted, not concluded from names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+
+class Passes:
+    """Counts how often each transformer runs in a step: watches a generation, and tells nobody."""
+
+    def __init__(self, transformers: Sequence[torch.nn.Module], num_inference_steps: int) -> None:
+        self._transformers = transformers
+        self._calls = [0] * len(transformers)
+        self._steps = num_inference_steps
+        self._most = 0
+
+    @property
+    def most(self) -> int:
+        """Calls of one transformer in one step, the most there were."""
+        # Of a pipeline that tells of no steps all of them are still there.
+        return max([self._most, *(-(-calls // self._steps) for calls in self._calls)])
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count for as long as the context lasts."""
+        held = [vars(module).get("_compiled_call_impl") for module in self._transformers]
+        for index, module in enumerate(self._transformers):
+            # Where torch.compile puts its own: a hook would become part of what is compiled.
+            module._compiled_call_impl = self._counting(index, module)  # noqa: SLF001
+        try:
+            yield
+        finally:
+            for module, before in zip(self._transformers, held, strict=True):
+                vars(module).pop("_compiled_call_impl")
+                if before is not None:
+                    module._compiled_call_impl = before  # noqa: SLF001
+
+    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
+        """Tell nobody."""
+
+    def step_ended(self, *_: object) -> None:
+        """Begin to count the next step."""
+        self._most = max([self._most, *self._calls])
+        self._calls = [0] * len(self._calls)
+
+    def denoising_ended(self) -> None:
+        """Tell nobody."""
+
+    def _counting(self, index: int, module: Any) -> Any:
+        run = module._compiled_call_impl or module._call_impl  # noqa: SLF001
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._calls[index] += 1
+            return run(*args, **kwargs)
+
+        return call
