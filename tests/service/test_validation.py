@@ -272,6 +272,21 @@ def test_separate_passes_belong_to_the_request(
     assert "cache.db_cache.enable_separate_cfg" in {warning.field for warning in warnings}
 
 
+def test_a_fresh_start_between_the_two_passes_of_a_step_is_refused() -> None:
+    """An odd number of calls is sound for one pass a step alone, in the server's cache too."""
+    cache = db_cache(fn_compute_blocks=1, force_refresh_step_hint=5)
+    field = "cache.db_cache.force_refresh_step_hint"
+    two = {"negative_prompt": " ", "true_cfg_scale": 3.0}
+    settle(asking(cache=cache))
+    with pytest.raises(InvalidRequest) as refused:
+        settle(asking(cache=cache, **two))
+    assert [problem.field for problem in refused.value.problems] == [field]
+    own = CacheSettings(method=DBCache(fn_compute_blocks=1, force_refresh_step_hint=5))
+    with pytest.raises(InvalidRequest) as refused:
+        settle(asking(**two), cache=own)
+    assert [problem.field for problem in refused.value.problems] == [f"configuration.{field}"]
+
+
 def test_the_servers_cache_is_used_where_a_request_brings_none() -> None:
     """An unset cache is the server's, settled for this request as well."""
     cache = CacheSettings(method=DBCache(fn_compute_blocks=2))

@@ -367,7 +367,8 @@ class Configuration(_message.Message):
     """
     attention_backend: _builtins.str
     """Attention implementation, a name that diffusers or cache-dit registers, for
-    instance "native", "flash", "sage". Unset: the pipeline's own choice.
+    instance "native", "flash", "sage". Tried before it is used: one that does not
+    run where the ranks are is refused. Unset: the pipeline's own choice.
     """
     @_builtins.property
     def cache(self) -> Global___CacheConfig:
@@ -716,11 +717,12 @@ class DBCache(_message.Message):
     """
     residual_diff_threshold: _builtins.float
     """Relative L1 difference of the residual, from 0, below which a step is
-    reused. Higher is faster and less exact; 0 never reuses. Unset: 0.08.
+    reused. Higher is faster and less exact; 0 never reuses, and from 1 on steps
+    are reused without being measured. Unset: 0.08.
     """
     max_accumulated_residual_diff_threshold: _builtins.float
-    """Sum of the differences since the last computed step, over 0, from which a
-    step is computed whatever its own difference. Unset: no bound.
+    """Sum of the differences measured in a generation, over 0, from which all its
+    further steps are computed. Unset: no bound.
     """
     max_warmup_steps: _builtins.int
     """Number of first steps that are not cached, from 0. Unset: 8."""
@@ -758,8 +760,8 @@ class DBCache(_message.Message):
     steps_computation_policy: Global___StepsComputationPolicy.ValueType
     """What happens at a step whose mask entry is 0. Unset: dynamic."""
     force_refresh_step_hint: _builtins.int
-    """Transformer call, from 1, after which the cache starts afresh.
-    Unset: never.
+    """Transformer call, from 1, after which the cache starts afresh. Even where a
+    request makes two calls a step. Unset: never.
     """
     force_refresh_step_policy: Global___ForceRefreshStepPolicy.ValueType
     """Whether `force_refresh_step_hint` works once or again and again. Unset: once."""
@@ -902,8 +904,9 @@ class DBPrune(_message.Message):
     `fn_compute_blocks`. Unset: 0.
     """
     residual_diff_threshold: _builtins.float
-    """Relative L1 difference of a block's residual, from 0, below which the block
-    is skipped. Higher is faster and less exact; 0 never skips. Unset: 0.08.
+    """Relative L1 difference of a block's input, from 0, below which the block is
+    skipped. Higher is faster and less exact; 0 never skips, and from 1 on blocks
+    are skipped without being measured. Unset: 0.08.
     """
     max_accumulated_residual_diff_threshold: _builtins.float
     """Part of cache-dit's format; pruning keeps no such sum, and a value is refused.
@@ -944,8 +947,8 @@ class DBPrune(_message.Message):
     steps_computation_policy: Global___StepsComputationPolicy.ValueType
     """What happens at a step whose mask entry is 0. Unset: dynamic."""
     force_refresh_step_hint: _builtins.int
-    """Transformer call, from 1, after which the cache starts afresh.
-    Unset: never.
+    """Transformer call, from 1, after which the cache starts afresh. Even where a
+    request makes two calls a step. Unset: never.
     """
     force_refresh_step_policy: Global___ForceRefreshStepPolicy.ValueType
     """Whether `force_refresh_step_hint` works once or again and again. Unset: once."""
@@ -1291,7 +1294,8 @@ class ParallelismConfig(_message.Message):
     @_builtins.property
     def extra_parallel_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other components that are split too, by their names in the pipeline, for
-        instance "text_encoder" and "vae". Empty: the transformer alone.
+        instance "text_encoder", "vae" and "controlnet" (not with tensor parallelism).
+        Empty: the transformer alone.
         """
 
     @_builtins.property
@@ -1365,7 +1369,8 @@ Global___ParallelismConfig: _TypeAlias = ParallelismConfig  # noqa: Y015
 
 @_typing.final
 class QuantizeConfig(_message.Message):
-    """How weights are quantised at load. Every change here needs a reload. Functions
+    """How weights are quantised at load. Every kind needs a CUDA device, and all but
+    "svdq_..." need torchao. Every change here needs a reload. Functions
     that cache-dit takes (`filter_fn`, `calibrate_fn`) have no place on the wire.
     """
 
