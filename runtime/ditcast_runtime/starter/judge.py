@@ -97,31 +97,57 @@ def judge_painter(painter: Painter, task: Task, manner: Manner, label: str = "")
     return judge(task.scenes, pictures)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Judge a pipeline folder as the command line says."""
-    options = _parser().parse_args(arguments)
-    task = held_out_task(options.count, options.seed)
-    width, height = (int(part) for part in options.size.split("x"))
-    rows = {"drawn truth": judge_truth(task, width, height)}
-    print(header())
-    print(row("drawn truth", rows["drawn truth"]))
-    painter = Painter.load(options.model, torch.device(options.device))
-    for negative in (None, NULL_PROMPT):
-        for steps in options.steps:
-            label = f"{steps} steps" + ("" if negative is None else ", true CFG")
-            manner = Manner(
-                steps=steps,
-                negative_prompt=negative,
-                true_cfg_scale=options.true_cfg_scale,
+def manners(
+    steps: Iterable[int], *, width: int = 128, height: int = 128, true_cfg_scale: float = 3.0
+) -> dict[str, Manner]:
+    """List the numbers of steps, each without and with a negative prompt, under a name."""
+    found = {}
+    for negative_prompt in (None, NULL_PROMPT):
+        for number in steps:
+            suffix = "" if negative_prompt is None else f", true CFG {true_cfg_scale:g}"
+            found[f"{number} steps{suffix}"] = Manner(
+                steps=number,
+                negative_prompt=negative_prompt,
+                true_cfg_scale=true_cfg_scale,
                 width=width,
                 height=height,
             )
-            rows[label] = judge_painter(painter, task, manner, label)
-            print(row(label, rows[label]), flush=True)
+    return found
+
+
+def judge_folder(
+    model: Path, device: torch.device, task: Task, asked: dict[str, Manner]
+) -> dict[str, Judgement]:
+    """Judge a pipeline folder, and drawn truth beside it, and print the table row by row."""
+    print(header())
+    first = next(iter(asked.values()))
+    rows = {"drawn truth": judge_truth(task, first.width, first.height)}
+    print(row("drawn truth", rows["drawn truth"]))
+    painter = Painter.load(model, device)
+    for label, manner in asked.items():
+        rows[label] = judge_painter(painter, task, manner, label)
+        print(row(label, rows[label]), flush=True)
     print_confusions(rows)
+    return rows
+
+
+def store(rows: dict[str, Judgement], path: Path) -> None:
+    """Write the figures as JSON."""
+    found = {label: dataclasses.asdict(judgement) for label, judgement in rows.items()}
+    path.write_text(json.dumps(_rounded(found), indent=1) + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Judge a pipeline folder as the command line says."""
+    options = _parser().parse_args(arguments)
+    width, height = (int(part) for part in options.size.split("x"))
+    asked = manners(
+        options.steps, width=width, height=height, true_cfg_scale=options.true_cfg_scale
+    )
+    task = held_out_task(options.count, options.seed)
+    rows = judge_folder(options.model, torch.device(options.device), task, asked)
     if options.json:
-        found = {label: dataclasses.asdict(judgement) for label, judgement in rows.items()}
-        options.json.write_text(json.dumps(_rounded(found), indent=2) + "\n")
+        store(rows, options.json)
 
 
 def header() -> str:

@@ -46,6 +46,10 @@ class TextEncoderPlan:
     """Also the transformer's `joint_attention_dim`."""
 
 
+TINY = TextEncoderPlan(steps=3, batch_size=8)
+"""To see that it works."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
     """One thing to be read off a caption."""
