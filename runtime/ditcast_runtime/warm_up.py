@@ -49,7 +49,7 @@ def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> Facts:
         found = _uncached(found, passes)
     steps = _usual_steps(launch, found)
     two = two_passes(found.separate_cfg, parameters)
-    pipeline.prepare(dataclasses.replace(parameters, num_inference_steps=steps), two_passes=two)
+    pipeline.accelerator.switch(parameters.cache, steps, two_passes=two)
     for asked in launch.warm_up:
         changed = dataclasses.replace(
             parameters,
