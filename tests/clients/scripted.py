@@ -314,6 +314,7 @@ def completed(*outputs: bytes) -> GenerationEvent:
     ]
     timings = Timings()
     timings.denoise.FromMilliseconds(600)
+    timings.step_median.FromMilliseconds(120)
     timings.total.FromMilliseconds(700)
     return GenerationEvent(
         completed=Completed(

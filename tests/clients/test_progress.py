@@ -159,5 +159,5 @@ def test_end_leaves_bar_and_summary() -> None:
         view.finish(record.result("id"), [Path("out/cup.png")])
     shown = " ".join(console.export_text().split())
     assert "██████▒▒▒███▒▒▒" in shown
-    for part in ("out/cup.png (image/png, 7 bytes)", "5: 3 computed, 2 cached", "total 700 ms"):
+    for part in ("out/cup.png (image/png, 7 bytes)", "5: 3 computed, 2 cached", "time 700 ms"):
         assert part in shown

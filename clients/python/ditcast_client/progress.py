@@ -20,7 +20,6 @@ from rich.text import Text
 
 from ditcast.v1.generation_pb2 import CacheDecision, GenerationEvent, StepCompleted
 from ditcast_client.report import (
-    bytes_text,
     decision_word,
     parameters_text,
     queued_text,
@@ -29,6 +28,7 @@ from ditcast_client.report import (
     warning_text,
 )
 from ditcast_client.result import Result
+from ditcast_client.units import bytes_text
 
 Decision: TypeAlias = CacheDecision.ValueType
 

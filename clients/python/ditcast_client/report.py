@@ -8,13 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from ditcast.v1.generation_pb2 import (
     CacheDecision,
-    CacheReport,
     GenerationEvent,
     GenerationState,
     Preview,
@@ -22,11 +20,11 @@ from ditcast.v1.generation_pb2 import (
     ResolvedParameters,
     Restarted,
     StepCompleted,
-    Timings,
     Warning,  # noqa: A004  # the contract's word
 )
-from ditcast_client import errors, exits
+from ditcast_client import errors, exits, figures
 from ditcast_client.result import Result
+from ditcast_client.units import bytes_text, duration_text
 
 Row = tuple[str, str]
 """A label and what it says."""
@@ -38,8 +36,6 @@ _KINDS_OF_END: Final = {
     exits.TIMED_OUT: "time limit",
     exits.CANCELLED: "cancelled",
 }
-_MINUTE: Final = 60
-_STAGES: Final = ("queued", "prepare", "denoise", "decode", "encode", "total")
 _BINARY_KINDS: Final = ("output_chunk", "preview")
 
 
@@ -140,31 +136,6 @@ def decision_word(decision: CacheDecision.ValueType) -> str:
     return CacheDecision.Name(decision).removeprefix("CACHE_DECISION_").lower()
 
 
-def duration_text(duration: Duration) -> str:
-    """Give a duration with as many digits as are of use."""
-    return seconds_text(duration.ToTimedelta().total_seconds())
-
-
-def seconds_text(seconds: float) -> str:
-    """Give seconds with as many digits as are of use."""
-    if seconds >= _MINUTE:
-        return f"{seconds // _MINUTE:.0f} min {seconds % _MINUTE:.0f} s"
-    if seconds >= 1 or not seconds:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1000:.3g} ms"
-
-
-def bytes_text(count: int) -> str:
-    """Give a number of bytes in the unit that suits it."""
-    size, units = float(count), iter(("bytes", "KiB", "MiB", "GiB"))
-    unit = next(units)
-    for larger in units:
-        if size < 1024:  # noqa: PLR2004
-            break
-        size, unit = size / 1024, larger
-    return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
-
-
 def summary(result: Result, paths: Sequence[Path]) -> Iterator[Row]:
     """Say what a generation gave; without outputs, as what the request was understood."""
     if not result.outputs:
@@ -173,13 +144,7 @@ def summary(result: Result, paths: Sequence[Path]) -> Iterator[Row]:
     for path, output in zip(paths, result.outputs, strict=True):
         yield "output", f"{path} ({output.media_type}, {bytes_text(len(output.data))})"
     yield "seed", str(result.seed)
-    yield "steps", _steps_text(result.cache)
-    if result.cache.cfg_computed_steps or result.cache.cfg_cached_steps:
-        yield "", f"without the prompt: {_cfg_steps_text(result.cache)}"
-    yield "time", _timings_text(result.timings)
-    for memory in result.memory:
-        peak, free = bytes_text(memory.peak_bytes), bytes_text(memory.free_bytes)
-        yield "memory", f"rank {memory.rank}: {peak} at most, {free} free"
+    yield from figures.rows(result)
 
 
 def rows_of(message: Message) -> Iterator[Row]:
@@ -214,21 +179,3 @@ def _step_line(step: StepCompleted) -> str:
         line += f", {duration_text(step.estimated_remaining)} left"
     return line
 
-
-def _steps_text(cache: CacheReport) -> str:
-    return _counts_text(len(cache.computed_steps), len(cache.cached_steps), len(cache.pruned_steps))
-
-
-def _cfg_steps_text(cache: CacheReport) -> str:
-    return _counts_text(
-        len(cache.cfg_computed_steps), len(cache.cfg_cached_steps), len(cache.cfg_pruned_steps)
-    )
-
-
-def _counts_text(computed: int, cached: int, pruned: int) -> str:
-    text = f"{computed + cached + pruned}: {computed} computed, {cached} cached"
-    return f"{text}, {pruned} pruned" if pruned else text
-
-
-def _timings_text(timings: Timings) -> str:
-    return ", ".join(f"{stage} {duration_text(getattr(timings, stage))}" for stage in _STAGES)

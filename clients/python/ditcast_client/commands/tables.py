@@ -24,7 +24,8 @@ from ditcast.v1.capabilities_pb2 import (
 )
 from ditcast.v1.diffusion_service_pb2 import ConfigureResponse, ListAdaptersResponse
 from ditcast.v1.generation_pb2 import GenerationSummary, OutputFormat
-from ditcast_client.report import Row, duration_text, rows_of, seconds_text, state_word
+from ditcast_client.report import Row, rows_of, state_word
+from ditcast_client.units import duration_text, seconds_text
 
 _PIPE_COLUMNS: Final = 120
 """Width of tables on a pipe, which has none of its own."""
