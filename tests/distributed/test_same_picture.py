@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
+from tests.distributed import shipped
 from tests.distributed.generations import (
     FOR_EVER,
     MASKED,
@@ -89,10 +90,27 @@ async def test_tensor_parallelism_makes_the_same_picture(one: Client, tmp_path: 
 async def test_ulysses_and_tensor_parallelism_together_make_the_same_picture(
     one: Client, tmp_path: Path
 ) -> None:
-    """Four ranks that split heads and weights give what one rank gives, but for rounding."""
-    split = tmp_path / "both.yaml"
-    split.write_text("parallelism_config:\n  ulysses_size: 2\n  tp_size: 2\n", "utf-8")
-    await _expect_same(one, tmp_path, split, 4)
+    """Ranks that split heads and weights give what one rank gives, but for rounding."""
+    split, (ulysses, tensor) = tmp_path / "both.yaml", shipped.BOTH
+    split.write_text(
+        f"parallelism_config:\n  ulysses_size: {ulysses}\n  tp_size: {tensor}\n", "utf-8"
+    )
+    await _expect_same(one, tmp_path, split, ulysses * tensor)
+
+
+@pytest.mark.skipif(shipped.HEADS % 3 > 0, reason="three ranks cannot share the heads")
+async def test_three_ranks_make_the_same_pictures(one: Client, tmp_path: Path) -> None:
+    """Sizes whose number of tokens three ranks can share come out the same, but for rounding."""
+    server = serve(tmp_path, "--world-size", "3")
+    try:
+        async with server.client() as many:
+            for width, height in ((96, 96), (192, 128), (128, 192)):
+                asked = small(width=width, height=height)
+                apart = levels_apart(await picture(one, **asked), await picture(many, **asked))
+                assert apart <= 1, f"{width}x{height}"
+        server.stop()
+    finally:
+        server.clear_away()
 
 
 async def _expect_same(one: Client, folder: Path, split: Path, ranks: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.distributed import shipped
 from tests.distributed.servers import Server
 
 from ditcast_runtime.config import STARTER_MODEL
@@ -18,15 +19,15 @@ WRONG = {
         "parallelism_config: {ulysses_size: 2, tp_size: 1}",
         ["ulysses_degree 2", "= 2", "world size is 3"],
     ),
-    "heads that three ranks cannot share": (
-        ["--world-size", "3"],
+    "heads that the ranks cannot share": (
+        ["--world-size", str(shipped.UNSHARED)],
         "",
-        ["ulysses_degree", "4 heads"],
+        ["ulysses_degree", f"{shipped.HEADS} heads"],
     ),
     "more blocks than there are": (
         [],
-        "cache_config: {Fn_compute_blocks: 9}",
-        ["fn_compute_blocks", "9", "8 blocks"],
+        f"cache_config: {{Fn_compute_blocks: {shipped.BLOCKS + 1}}}",
+        ["fn_compute_blocks", f"{shipped.BLOCKS + 1}", f"{shipped.BLOCKS} blocks"],
     ),
     "an unknown key": (
         [],
