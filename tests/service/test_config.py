@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ditcast_runtime.config import STARTER_MODEL
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.settings import DBCache
 from ditcast_service.checks import CHOICES, RANGES
@@ -121,9 +123,12 @@ def test_the_reference_file_is_served_on_two_ranks_only() -> None:
 
 
 def test_degrees_are_checked_against_the_heads_of_a_local_model() -> None:
-    """The embedded model has 4 heads, which 3 ranks cannot share."""
-    [reason] = refused(["--world-size", "3"]).values()
-    assert "4 heads" in reason
+    """The ranks must be able to share the heads of the embedded model."""
+    config = json.loads((STARTER_MODEL / "transformer" / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    unshared = next(ranks for ranks in range(2, heads + 2) if heads % ranks)
+    [reason] = refused(["--world-size", str(unshared)]).values()
+    assert f"{heads} heads" in reason
 
 
 def test_more_blocks_than_the_model_has_are_refused_at_the_start(tmp_path: Path) -> None:
