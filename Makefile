@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PROTOS := $(wildcard proto/ditcast/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak docs starter proto proto-check clean
+.PHONY: help demo test test-kinds check bench soak docs starter proto proto-check clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ bench: $(INSTALLED) ## Measure what the service adds; prints, and stores JSON in
 
 soak: $(INSTALLED) ## Run the tests marked `soak`, which take long.
 	$(BIN)/python -m pytest -m soak $(ARGS)
+
+test-kinds: $(INSTALLED) ## Serve every kind of pipeline, and write docs/PIPELINES.md.
+	$(BIN)/python -m pytest -m kinds tests/kinds $(ARGS)
 
 # grpcio-tools is pinned to the oldest grpcio that clients may have: generated code refuses an older one than
 # made it. Only one file has a service, so only that one gets stubs. $(1) is the folder to write to.

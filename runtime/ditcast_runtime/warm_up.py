@@ -37,6 +37,10 @@ def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> Facts:
         The facts, with what only a run tells.
     """
     _check_asked(launch, found)
+    if not pipeline.accelerator.cacheable:
+        log.warning(
+            "served without a cache", cause=f"cache-dit does not know {found.pipeline_class}"
+        )
     parameters = _parameters(pipeline, launch, found)
     passes = 1
     for prompt in _warm_up_prompts(launch):
