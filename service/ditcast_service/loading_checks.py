@@ -11,7 +11,8 @@ from pathlib import Path
 from ditcast_runtime.config import EngineConfig
 from ditcast_runtime.settings import Problem, WarmUp, check_loading, resolve_parallelism
 from ditcast_runtime.weights import check_weights, weight_files
-from ditcast_service.sizes import most_pixels
+
+_BYTES_PER_PIXEL = 3
 
 
 def check_start(config: EngineConfig, where: Callable[[str], str]) -> Iterator[Problem]:
@@ -46,8 +47,12 @@ def _limits(asked: WarmUp, config: EngineConfig) -> Iterator[str]:
         if not config.min_side <= side <= config.max_side:
             yield f"{side} is out of range: {config.min_side} to {config.max_side} pixels"
             return
-    if asked.width * asked.height * (asked.num_frames or 1) > most_pixels(config):
-        yield f"{most_pixels(config)} pixels are allowed in all"
+    pixels = asked.width * asked.height
+    if pixels > config.max_pixels:
+        yield f"it has {pixels} pixels; {config.max_pixels} are allowed"
+    size = pixels * (asked.num_frames or 1) * _BYTES_PER_PIXEL
+    if size > config.max_bytes_in_flight:
+        yield f"it has {size} bytes of pixels; {config.max_bytes_in_flight} may be in flight"
     if not 1 <= (asked.num_frames or 1) <= config.max_frames or asked.num_frames == 0:
         yield f"{asked.num_frames} frames are out of range: 1 to {config.max_frames}"
     if not 1 <= asked.num_inference_steps <= config.max_num_inference_steps:

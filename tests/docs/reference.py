@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import (
@@ -58,6 +59,8 @@ def _setting(field: Field) -> str:
 def _kind(field: Field) -> str:
     if field.name in CHOICES:
         return " or ".join(f"`{word}`" for word in CHOICES[field.name])
+    if isinstance(field.default, Enum):
+        return " or ".join(f"`{word}`" for word in type(field.default))
     names: Mapping[object, str] = {
         bool: "switch",
         int: "whole number",
