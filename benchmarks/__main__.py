@@ -13,13 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import changes, fixed, latency, machine, ratio, report, steps
+from benchmarks import changes, fixed, latency, machine, previews, ratio, report, steps
 from benchmarks.figures import Figure
 from benchmarks.plan import QUICK, Plan, Tick
 from benchmarks.processes import DirectPipeline, direct_pipeline, serving
 from ditcast_client import Client
 
-PARTS = ("steps", "fixed", "ratio", "latency", "changes")
+PARTS = ("steps", "fixed", "ratio", "previews", "latency", "changes")
 _PIPED_WIDTH = 120
 
 LATEST = Path(__file__).parent / "results" / "latest.json"
@@ -65,6 +65,9 @@ class _Suite:
             if pipeline is not None:
                 tick = self._tick("ratio", 2 * self._plan.ratio_pairs)
                 figures += await ratio.measure(client, pipeline, self._plan, tick)
+            if "previews" in self._parts:
+                tick = self._tick("previews", self._plan.preview_pairs)
+                figures += await previews.measure(client, self._plan, tick)
             if "latency" in self._parts:
                 figures += await self._latency(client, 1)
         return figures

@@ -35,6 +35,10 @@ class Plan:
     """Generations for the fixed cost."""
     ratio_pairs: int = 20
     """Pairs of a direct call and a served generation, with each cache setting."""
+    preview_pairs: int = 20
+    """Pairs of a generation with previews and one without."""
+    preview_encodings: int = 40
+    """Previews that are encoded, of each size."""
     first_events: int = 40
     """Generations on an idle server for the time to the first event."""
     cancels: int = 24
@@ -53,6 +57,8 @@ QUICK = Plan(
     step_pairs=2,
     fixed=3,
     ratio_pairs=2,
+    preview_pairs=2,
+    preview_encodings=2,
     first_events=3,
     cancels=2,
     configures=2,

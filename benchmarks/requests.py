@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from benchmarks.plan import NEGATIVE_PROMPT, PROMPT, SIDE, TRUE_CFG_SCALE
 from ditcast.v1.acceleration_pb2 import CacheConfig, Disabled
+from ditcast.v1.generation_pb2 import ProgressOptions
 from ditcast_client import Client, GenerateRequest, Generation, Result
 
 
-def generation(client: Client, *, steps: int, seed: int = 7, cached: bool = False) -> Generation:
+def generation(
+    client: Client, *, steps: int, seed: int = 7, cached: bool = False, preview_every: int = 0
+) -> Generation:
     """Make a generation with the server's cache, which is the reference one, or with none."""
     request = GenerateRequest(
         prompt=PROMPT,
@@ -21,6 +24,7 @@ def generation(client: Client, *, steps: int, seed: int = 7, cached: bool = Fals
         num_inference_steps=steps,
         seed=seed,
         cache=None if cached else CacheConfig(disabled=Disabled()),
+        progress=ProgressOptions(preview_every_n_steps=preview_every),
     )
     return client.generate(request)
 

@@ -18,6 +18,12 @@ FIGURES = {
         for name in ("ratio", "ratio_added", "ratio_direct")
         for cache in ("no_cache", "reference_cache")
     },
+    "previews": {
+        "previews_ratio",
+        "previews_rank",
+        "previews_encode_128",
+        "previews_encode_1024",
+    },
     "latency": {
         "first_event_idle_1",
         "first_event_busy_1",

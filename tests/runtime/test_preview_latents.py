@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401 (diffusers says no types)
 """Previews foretell the final latents at every step, find out how latents lie, and fit colours."""
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from tests.service.fakes import CONFIGURATION, FACTS
 
 from ditcast.v1 import acceleration_pb2 as cache_pb
 from ditcast.v1 import diffusion_service_pb2 as pb
+from ditcast.v1 import generation_pb2 as generation_pb
 from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
 from ditcast_runtime.events import RequestWarning
 from ditcast_runtime.generation import Parameters, SeparateCfg
@@ -58,6 +59,17 @@ def asking(**fields: object) -> pb.GenerateRequest:
 def db_cache(**fields: object) -> cache_pb.CacheConfig:
     """Make a request's cache."""
     return cache_pb.CacheConfig(db_cache=cache_pb.DBCache(**fields))  # type: ignore[arg-type]
+
+
+def test_previews_are_refused_where_they_cannot_be_made() -> None:
+    """The field is named, and the size alone asks for none."""
+    progress = generation_pb.ProgressOptions(preview_every_n_steps=2, preview_max_side=64)
+    with pytest.raises(UnsupportedRequest) as refused:
+        settle(asking(progress=progress))
+    [problem] = refused.value.problems
+    assert problem.field == "progress.preview_every_n_steps"
+    settle(asking(progress=progress), msgspec.structs.replace(FACTS, previews=True))
+    settle(asking(progress=generation_pb.ProgressOptions(preview_max_side=64)))
 
 
 REFUSED = [
