@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
+from tests.service.changing import CURRENT, EVERYWHERE, asking, planned
 
+from ditcast.v1 import acceleration_pb2 as pb
 from ditcast_runtime.config import STARTER_MODEL
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.messages import Loading
@@ -23,6 +27,7 @@ from ditcast_runtime.settings import (
 from ditcast_service.config import load
 from ditcast_service.loading_bar import LoadingBar
 
+TYPES = {"vae": "float32"}
 LAYERWISE = LoadingSettings(offload=Offload.LAYERWISE)
 
 
@@ -153,6 +158,40 @@ def test_what_a_pipeline_lacks_is_refused_only_where_it_is_asked_for() -> None:
         "loading.offload": "unsupported",
     }
     assert check_loading(LoadingSettings(), parallelism=alone, faults=faults) == ()
+
+
+def test_a_change_of_loading_needs_new_ranks() -> None:
+    """What is set is merged, each leaf is an entry, and nothing of it is live."""
+    changed = planned(asking(loading={"compile": "COMPILE_WHOLE", "component_dtypes": TYPES}))
+    assert changed.problems == ()
+    assert changed.wanted.loading == LoadingSettings(
+        compile=Compile.WHOLE, component_dtypes=tuple(TYPES.items())
+    )
+    assert changed.changed == ("loading.compile", "loading.component_dtypes")
+    assert {entry.outcome for entry in changed.outcomes()} == {pb.OUTCOME_NEEDS_RELOAD}
+
+
+def test_what_is_left_unset_stays_or_goes_back_to_the_start() -> None:
+    """A path that is named and unset goes back; the whole replaced without loading leaves it."""
+    current = dataclasses.replace(CURRENT, loading=LoadingSettings(vae_tiling=True))
+    back = planned(asking("loading.vae_tiling"), current=current)
+    assert back.wanted.loading == LoadingSettings()
+    replaced = planned(asking("*", cache={"disabled": {}}), current=current)
+    assert replaced.wanted.loading == current.loading
+
+
+def test_a_change_that_cannot_be_is_refused_under_its_path() -> None:
+    """By what is known of the loaded pipeline, without a rank."""
+    facts = msgspec.structs.replace(
+        EVERYWHERE, components=("transformer", "vae"), loading_faults={"vae_tiling": "it has none"}
+    )
+    asked = {"vae_tiling": True, "offload": "OFFLOAD_MODEL", "component_dtypes": {"vea": "auto"}}
+    found = planned(asking(loading=asked), facts=facts).problems
+    assert {problem.field: problem.kind for problem in found} == {
+        "loading.vae_tiling": "unsupported",
+        "loading.offload": "unsupported",
+        "loading.component_dtypes": "invalid",
+    }
 
 
 def test_the_bar_shows_bytes_where_they_are_known_and_leaves_the_line_to_the_log() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.service.fakes import CONFIGURATION
 
 from ditcast.v1 import acceleration_pb2 as pb
 from ditcast.v1 import generation_pb2 as generation_pb
@@ -18,11 +20,14 @@ from ditcast_runtime.settings import (
     DMD,
     Acceleration,
     CacheSettings,
+    Compile,
     ComponentQuantization,
     DBCache,
     DBPrune,
     Disabled,
     FoCa,
+    LoadingSettings,
+    Offload,
     ParallelismSettings,
     QuantizeSettings,
     SvdqKwargs,
@@ -31,11 +36,14 @@ from ditcast_runtime.settings import (
     load_acceleration,
     parse_acceleration,
 )
+from ditcast_runtime.settings.loading import DTYPES
 from ditcast_service.translate.acceleration import (
     cache_from_proto,
     cache_to_proto,
     configuration_from_proto,
     configuration_to_proto,
+    loading_from_proto,
+    loading_to_proto,
     parallelism_from_proto,
     parallelism_to_proto,
     quantize_from_proto,
@@ -183,6 +191,29 @@ def test_parallelism_survives(settings: ParallelismSettings) -> None:
 def test_quantisation_survives(settings: QuantizeSettings) -> None:
     """An empty list differs from none, and null from a default."""
     assert quantize_from_proto(quantize_to_proto(settings)) == settings
+
+
+loadings = st.builds(
+    LoadingSettings,
+    dtype=st.sampled_from(DTYPES),
+    component_dtypes=st.dictionaries(names, st.sampled_from(DTYPES), max_size=3).map(
+        lambda types: tuple(sorted(types.items()))
+    ),
+    offload=st.sampled_from(Offload),
+    vae_tiling=st.booleans(),
+    vae_slicing=st.booleans(),
+    compile=st.sampled_from(Compile),
+    channels_last=st.booleans(),
+)
+
+
+@given(loadings)
+def test_loading_survives(settings: LoadingSettings) -> None:
+    """What says nothing stands for the defaults, and everything said comes back."""
+    assert loading_from_proto(loading_to_proto(settings)) == settings
+    assert loading_from_proto(pb.LoadingConfig()) == LoadingSettings()
+    configuration = dataclasses.replace(CONFIGURATION, loading=settings)
+    assert configuration_from_proto(configuration_to_proto(configuration)) == configuration
 
 
 @given(caches, parallelisms, st.none() | quantizations, defaults, st.none() | names)
