@@ -18,7 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-CACHE = Path(__file__).with_name("demo_cache.yaml")
+from ditcast_runtime.config import STARTER_MODEL
+
+CACHE = STARTER_MODEL / "cache.yaml"
+"""What is recommended for the embedded model, by measurement: it ships with it."""
+
 PICTURE = Path("out") / "demo.png"
 REQUEST = (
     "a large red circle left of a small blue square on a yellow background",
