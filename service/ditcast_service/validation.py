@@ -229,7 +229,7 @@ class _Resolution:
         """Refuse what could never be admitted: more with the outputs than may be in flight."""
         inputs = sum(use.size_bytes + use.width * use.height * len(use.mode) for use in images)
         total, limit = inputs + 3 * pixels, self.config.max_bytes_in_flight
-        if inputs and total > limit:
+        if 3 * pixels <= limit < total:
             self._refuse("images", f"with the outputs they take {total} bytes; {limit} are allowed")
 
     def _side(self, name: str, of_model: int | None) -> int | None:
