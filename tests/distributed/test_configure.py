@@ -184,7 +184,12 @@ async def test_new_ranks_are_loaded_only_if_allowed_and_the_old_ones_come_back_i
 async def test_what_the_pipeline_lacks_is_refused_without_new_ranks(faulty: Server) -> None:
     """No ControlNet, no float8, no quantisation on a CPU: FAILED_PRECONDITION, all fields named."""
     asked = Configuration(
-        parallelism=ParallelismConfig(ulysses_float8=True, extra_parallel_modules=["controlnet"]),
+        parallelism=ParallelismConfig(
+            ulysses_degree=2,
+            tensor_parallel_degree=1,
+            ulysses_float8=True,
+            extra_parallel_modules=["controlnet"],
+        ),
         quantize=QuantizeConfig(quant_type="int8_weight_only"),
         attention_backend="sage",
     )
