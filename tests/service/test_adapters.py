@@ -203,17 +203,13 @@ def test_adapters_are_part_of_what_an_id_stands_for() -> None:
         ("--adapter ink=styles/ink.safetensors", "--adapter"),
         ("--adapter-folder {at} --adapter ink", "--adapter"),
         ("--adapter-folder {at} --adapter i.k=styles/ink.safetensors", "--adapter"),
-        (
-            "--adapter-folder {at} --adapter ink=styles/ink.safetensors "
-            "--adapter ink=styles/old/oil.safetensors",
-            "--adapter",
-        ),
+        ("--adapter-folder {at} --adapter a={ink} --adapter a={ink}", "--adapter"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_start(arguments: str, flag: str, styles: Path) -> None:
     """No folder, one without a name, two of one name; no such file or name, one name twice."""
     with pytest.raises(ConfigError) as error:
-        load([part.format(at=styles) for part in arguments.split()], {})
+        load([part.format(at=styles, ink=LISTED[0]) for part in arguments.split()], {})
     assert [problem.field for problem in error.value.problems] == [flag]
 
 
