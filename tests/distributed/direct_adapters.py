@@ -1,7 +1,7 @@
 """The embedded pipeline with adapters, with nothing of ditcast: what a script of a user would be.
 
-Run as `python -m tests.distributed.direct_adapters FOLDER SIDE`: loads `style` and `detail` from it,
-enables a cache after that, and writes raw pictures back into it, one for each of `CHOICES`.
+Run as a module with a folder and a side in pixels: loads `style` and `detail` from the folder,
+enables a cache after that, and writes a raw picture back for each of `CHOICES`.
 """
 
 from __future__ import annotations
