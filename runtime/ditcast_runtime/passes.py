@@ -17,6 +17,8 @@ class Passes:
         self._calls = [0] * len(transformers)
         self._steps = num_inference_steps
         self._most = 0
+        self.masked = False
+        """Whether a transformer was given one mask over text and picture."""
 
     @property
     def most(self) -> int:
@@ -55,6 +57,13 @@ class Passes:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self._calls[index] += 1
+            self.masked = self.masked or _has_joint_mask(kwargs)
             return run(*args, **kwargs)
 
         return call
+
+
+def _has_joint_mask(given: dict[str, Any]) -> bool:
+    mask, text = given.get("attention_mask"), given.get("encoder_hidden_states")
+    own = given.get("encoder_attention_mask")
+    return isinstance(mask, torch.Tensor) and isinstance(text, torch.Tensor) and own is None

@@ -138,6 +138,11 @@ def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Fact
         reason = f"the pipeline does not run with these number types: {error}"
         raise ConfigError((Problem("loading.component_dtypes", reason),)) from error
     pipeline.clean_up(None)
+    parallelism = launch.acceleration.parallelism
+    if passes.masked and parallelism is not None and parallelism.context_parallel_degree > 1:
+        # Each rank's parts of text and picture come to lie in another order than the mask's.
+        reason = "cache-dit does not split the mask that the transformer gets over text and picture"
+        raise ConfigError((Problem("parallelism", reason, "unsupported"),))
     run = WarmUp(
         parameters.width,
         parameters.height,

@@ -16,7 +16,7 @@ CACHE = {
 }
 """With weights of noise each step differs much from the one before: all but a few are cached."""
 
-UNSPLIT = "cache-dit cannot split its sequence"
+UNSPLIT = "cache-dit cannot split the sequence"
 
 Value = bool | int | float | str | list[int]
 
@@ -42,7 +42,7 @@ class Kind:
     cached: bool = True
     """Whether cache-dit knows it."""
     two_ranks: str = ""
-    """Why two ranks cannot share it; empty: they can."""
+    """Why two ranks cannot share it, as the server says when it starts; empty: they can."""
     passes: int = 1
     """Calls of its transformer in each step."""
     note: str = ""
@@ -151,7 +151,7 @@ KINDS = (
     Kind(
         name="chroma",
         pipeline="ChromaPipeline",
-        two_ranks="cache-dit splits the text and not its mask",
+        two_ranks="cache-dit does not split the mask",
         guidance_scale=4.0,
         negative_prompt="dull",
         kwargs={"max_sequence_length": 48},
@@ -182,7 +182,7 @@ KINDS = (
         guidance_scale=5.0,
         negative_prompt="dull",
         cached=False,
-        two_ranks="cache-dit does not know it",
+        two_ranks="cache-dit does not know",
     ),
     Kind(
         name="aura_flow",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 from tests.distributed.generations import RAW, levels_apart, watch_until, watched
-from tests.distributed.servers import serve
+from tests.distributed.servers import START_SECONDS, Server, serve
 from tests.kinds.kinds import CACHE, PROMPT, SEED, STEPS, Kind
 from tests.kinds.picture import encoded
 
@@ -99,7 +99,10 @@ async def show(kind: Kind, models: Direct, folder: Path, *, two_ranks: bool) -> 
         one.stop()
     finally:
         one.clear_away()
+    if not two_ranks:
+        return row
     if latents is None:
+        _expect_refusal(kind, folder, *model)
         return row
     two = serve(folder, *model, "--world-size", "2")
     try:
@@ -157,6 +160,16 @@ async def _leave(kind: Kind, client: Client) -> int:
         assert last < FOR_EVER // 10
         return last
     pytest.fail("it went on to its end")
+
+
+def _expect_refusal(kind: Kind, folder: Path, *model: str) -> None:
+    """Start with two ranks, and see why that is refused."""
+    server = Server(folder, *model, "--world-size", "2")
+    try:
+        assert server.process.wait(START_SECONDS) == 2
+        assert kind.two_ranks in server.log.read_text("utf-8")
+    finally:
+        server.clear_away()
 
 
 async def _latents(kind: Kind, client: Client) -> np.ndarray:

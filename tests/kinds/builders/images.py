@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
@@ -10,7 +12,6 @@ from diffusers import (
     AutoencoderKLQwenImage,
     ChromaPipeline,
     ChromaTransformer2DModel,
-    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -96,12 +97,12 @@ def _qwen_image_parts(levels: int) -> dict[str, object]:
     }
 
 
-def qwen_image() -> DiffusionPipeline:
+def qwen_image() -> object:
     """Make a `QwenImagePipeline`."""
     return QwenImagePipeline(**_qwen_image_parts(levels=3))
 
 
-def qwen_image_edit() -> DiffusionPipeline:
+def qwen_image_edit() -> object:
     """Make a `QwenImageEditPipeline`; its VAE is deep: it resizes each picture to a megapixel."""
     # Not the usual one, half of which is for videos and needs torchvision.
     processor = PaddleOCRVLProcessor(
@@ -111,7 +112,7 @@ def qwen_image_edit() -> DiffusionPipeline:
     return QwenImageEditPipeline(**_qwen_image_parts(levels=4), processor=processor)
 
 
-def flux() -> DiffusionPipeline:
+def flux() -> object:
     """Make a `FluxPipeline`: two lists of blocks, guidance as an embedding."""
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -134,7 +135,7 @@ def flux() -> DiffusionPipeline:
     )
 
 
-def flux2_klein() -> DiffusionPipeline:
+def flux2_klein() -> object:
     """Make a `Flux2KleinPipeline`, which takes three layers of its text encoder."""
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -171,9 +172,9 @@ def _flux2_transformer(*, guidance_embeds: bool) -> Flux2Transformer2DModel:
     )
 
 
-def z_image() -> DiffusionPipeline:
+def z_image() -> object:
     """Make a `ZImagePipeline`."""
-    transformer = ZImageTransformer2DModel(
+    transformer: Any = ZImageTransformer2DModel(
         in_channels=LATENTS,
         dim=32,
         n_layers=4,
@@ -196,7 +197,7 @@ def z_image() -> DiffusionPipeline:
     )
 
 
-def stable_diffusion_3() -> DiffusionPipeline:
+def stable_diffusion_3() -> object:
     """Make a `StableDiffusion3Pipeline`."""
     return StableDiffusion3Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -223,7 +224,7 @@ def stable_diffusion_3() -> DiffusionPipeline:
     )
 
 
-def pixart_sigma() -> DiffusionPipeline:
+def pixart_sigma() -> object:
     """Make a `PixArtSigmaPipeline`, which calls nobody back."""
     return PixArtSigmaPipeline(
         tokenizer=texts.t5_tokenizer(),
@@ -245,7 +246,7 @@ def pixart_sigma() -> DiffusionPipeline:
     )
 
 
-def chroma() -> DiffusionPipeline:
+def chroma() -> object:
     """Make a `ChromaPipeline`."""
     return ChromaPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -267,7 +268,7 @@ def chroma() -> DiffusionPipeline:
     )
 
 
-def hidream() -> DiffusionPipeline:
+def hidream() -> object:
     """Make a `HiDreamImagePipeline`, which makes as many latents of any size, 128 x 128."""
     return HiDreamImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -299,7 +300,7 @@ def hidream() -> DiffusionPipeline:
     )
 
 
-def lumina2() -> DiffusionPipeline:
+def lumina2() -> object:
     """Make a `Lumina2Pipeline`."""
     return Lumina2Pipeline(
         transformer=Lumina2Transformer2DModel(
@@ -323,7 +324,7 @@ def lumina2() -> DiffusionPipeline:
     )
 
 
-def stable_diffusion_xl() -> DiffusionPipeline:
+def stable_diffusion_xl() -> object:
     """Make a `StableDiffusionXLPipeline`: a UNet, which cache-dit does not know."""
     return StableDiffusionXLPipeline(
         vae=_vae(shift_factor=None),
@@ -351,7 +352,7 @@ def stable_diffusion_xl() -> DiffusionPipeline:
     )
 
 
-def aura_flow() -> DiffusionPipeline:
+def aura_flow() -> object:
     """Make an `AuraFlowPipeline`: of a kind that nobody had in mind."""
     return AuraFlowPipeline(
         tokenizer=texts.t5_tokenizer(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -129,7 +129,7 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
 def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
     """Make an encoder for `qwen_tokenizer` that takes pictures too."""
     words = qwen_tokenizer()
-    ids = {token: words.convert_tokens_to_ids(token) for token in _SPECIAL}
+    ids: dict[str, Any] = {token: words.convert_tokens_to_ids(token) for token in _SPECIAL}
     text = _decoder_options(len(words)) | {
         "rope_parameters": {
             "rope_type": "default",
@@ -192,7 +192,7 @@ def gemma() -> Gemma2Model:
     return Gemma2Model(Gemma2Config(**options, head_dim=WIDTH // HEADS))
 
 
-def _decoder_options(vocabulary: int) -> dict[str, object]:
+def _decoder_options(vocabulary: int) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary,
         "hidden_size": WIDTH,

@@ -11,7 +11,6 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
@@ -38,7 +37,7 @@ LATENTS = 4
 """Channels of the latents, where the architecture leaves it open."""
 
 
-def hunyuan_video() -> DiffusionPipeline:
+def hunyuan_video() -> object:
     """Make a `HunyuanVideoPipeline`."""
     return HunyuanVideoPipeline(
         text_encoder=texts.llama(LlamaModel, layers=3),
@@ -96,7 +95,7 @@ def _wan_transformer(in_channels: int = 16, image_dim: int | None = None) -> Wan
     )
 
 
-def wan() -> DiffusionPipeline:
+def wan() -> object:
     """Make a `WanPipeline` like Wan 2.1's: one transformer."""
     return WanPipeline(
         tokenizer=texts.t5_tokenizer(),
@@ -109,7 +108,7 @@ def wan() -> DiffusionPipeline:
     )
 
 
-def wan_2_2() -> DiffusionPipeline:
+def wan_2_2() -> object:
     """Make a `WanPipeline` like Wan 2.2's: a transformer for each part of the noise levels."""
     return WanPipeline(
         tokenizer=texts.t5_tokenizer(),
@@ -124,7 +123,7 @@ def wan_2_2() -> DiffusionPipeline:
     )
 
 
-def wan_image_to_video() -> DiffusionPipeline:
+def wan_image_to_video() -> object:
     """Make a `WanImageToVideoPipeline` like Wan 2.1's, which looks at the picture as well."""
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
@@ -150,7 +149,7 @@ def wan_image_to_video() -> DiffusionPipeline:
     )
 
 
-def ltx_video() -> DiffusionPipeline:
+def ltx_video() -> object:
     """Make an `LTXPipeline`."""
     return LTXPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -175,7 +174,7 @@ def ltx_video() -> DiffusionPipeline:
     )
 
 
-def cog_video_x() -> DiffusionPipeline:
+def cog_video_x() -> object:
     """Make a `CogVideoXPipeline`."""
     return CogVideoXPipeline(
         tokenizer=texts.t5_tokenizer(),
@@ -203,7 +202,7 @@ def cog_video_x() -> DiffusionPipeline:
     )
 
 
-def mochi() -> DiffusionPipeline:
+def mochi() -> object:
     """Make a `MochiPipeline`: of a kind that nobody had in mind."""
     return MochiPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
