@@ -108,7 +108,7 @@ def check_placement(
 
 def main_dtype(pipe: Any) -> torch.dtype:
     """Give the number type of what denoises; others may have types of their own."""
-    found = denoisers(pipe) or _modules(pipe)
+    found: dict[str, Any] = denoisers(pipe) or dict(_modules(pipe))
     dtype: torch.dtype = next(iter(found.values())).dtype
     return dtype
 
@@ -160,9 +160,9 @@ def _keep_channels_last(module: torch.nn.Module) -> None:
     """Turn the weights of all convolutions; each kind of them has a format of its own."""
     for part in module.modules():
         if isinstance(part, torch.nn.Conv2d):
-            part.to(memory_format=torch.channels_last)
+            part.weight.data = part.weight.data.to(memory_format=torch.channels_last)
         elif isinstance(part, torch.nn.Conv3d):
-            part.to(memory_format=torch.channels_last_3d)
+            part.weight.data = part.weight.data.to(memory_format=torch.channels_last_3d)
 
 
 def _move(module: torch.nn.Module, device: torch.device, without: set[torch.nn.Module]) -> None:

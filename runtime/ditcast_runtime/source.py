@@ -19,6 +19,7 @@ from typing import Protocol
 
 import huggingface_hub
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.messages import Launch
@@ -84,7 +85,7 @@ def _snapshot(launch: Launch, *, local_files_only: bool) -> Source:
 
 def _download(launch: Launch, report: Report) -> Source:
     """Download what is missing of one commit, the one that the revision stands for now."""
-    huggingface_hub.utils.disable_progress_bars()
+    disable_progress_bars()
     report("asking the hub")
     source = _snapshot(launch, local_files_only=False)
     blobs = source.folder.parents[1] / "blobs"

@@ -29,7 +29,8 @@ def rows(result: Result) -> Iterator[Row]:
 def _steps(cache: CacheReport) -> Iterator[Row]:
     """Count each transformer's steps by what the cache did, the passes of CFG apart."""
     several = len(cache.transformers) > 1
-    for index, row in enumerate(cache.transformers or [cache]):
+    reports: list[CacheReport | TransformerCacheReport] = [*cache.transformers]
+    for index, row in enumerate(reports or [cache]):
         name = f"{row.name}: " if several and isinstance(row, TransformerCacheReport) else ""
         counts = (len(row.computed_steps), len(row.cached_steps), len(row.pruned_steps))
         yield "" if index else "steps", name + _counts(*counts)
