@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.kinds import table
 from tests.kinds.kinds import KINDS, Kind
-from tests.kinds.showing import Row
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,12 +54,3 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     named = {call.params["kind"].name for call in calls if call and "kind" in call.params}
     chosen = [each.name for each in KINDS if each.name in named]
     return Models(tmp_path_factory.mktemp("models"), chosen)
-
-
-@pytest.fixture(scope="session")
-def rows() -> Iterator[list[Row]]:
-    """Gather what is shown of each kind; where that is all of them, write the table."""
-    gathered: list[Row] = []
-    yield gathered
-    if len(gathered) == len(KINDS):
-        table.write(gathered)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load
@@ -38,11 +37,11 @@ class Direct(Protocol):
         """Give the pixels that a direct call on so many threads makes."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What was shown of a kind."""
 
-    kind: Kind
+    kind: str
+    """Its name."""
     cached: int
     """Steps of `STEPS` that were cached."""
     left_at: int | None
@@ -115,7 +114,7 @@ async def show(kind: Kind, models: Direct, folder: Path, *, two_ranks: bool) -> 
         two.stop()
     finally:
         two.clear_away()
-    return dataclasses.replace(row, two_ranks=difference)
+    return msgspec.structs.replace(row, two_ranks=difference)
 
 
 async def _show_one(kind: Kind, client: Client) -> tuple[bytes, int, Row]:
@@ -134,7 +133,7 @@ async def _show_one(kind: Kind, client: Client) -> tuple[bytes, int, Row]:
     again = await client.generate(**asked(kind)).result()
     assert again.outputs[0].data == output.data
     row = Row(
-        kind=kind,
+        kind=kind.name,
         cached=cached,
         left_at=left_at,
         inputs=tuple(each.name for each in capabilities.parameters if each.type in _PICTURES),

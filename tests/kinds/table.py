@@ -6,10 +6,14 @@ import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from tests.kinds.kinds import KINDS, STEPS, Kind
 from tests.kinds.showing import Row
 
-PATH = Path(__file__).parents[2] / "docs" / "PIPELINES.md"
+ROOT = Path(__file__).parents[2]
+PATH = ROOT / "docs" / "PIPELINES.md"
+KEPT = ROOT / "out" / "kinds"
+"""What was shown of each kind when it was last asked."""
 
 HEADER = """# Kinds of pipelines
 
@@ -44,9 +48,15 @@ COLUMNS = (
 )
 
 
-def write(rows: Sequence[Row]) -> None:
-    """Write the file anew."""
-    PATH.write_text(render(rows), "utf-8")
+def keep(row: Row) -> None:
+    """Keep what was shown, and write the file anew once that is so of every kind."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    (KEPT / row.kind).write_bytes(msgspec.json.encode(row))
+    if all((KEPT / kind.name).is_file() for kind in KINDS):
+        kept = (KEPT / kind.name for kind in KINDS)
+        PATH.write_text(
+            render([msgspec.json.decode(file.read_bytes(), type=Row) for file in kept]), "utf-8"
+        )
 
 
 def render(rows: Sequence[Row]) -> str:
@@ -55,9 +65,9 @@ def render(rows: Sequence[Row]) -> str:
         name.replace("-", "_"): importlib.metadata.version(name).partition("+")[0]
         for name in ("diffusers", "cache-dit", "transformers", "torch")
     }
-    by_name = {row.kind.name: row for row in rows}
+    by_name = {row.kind: row for row in rows}
     lines = [_line(COLUMNS), _line(["---"] * len(COLUMNS))]
-    lines += [_line(_cells(by_name[kind.name])) for kind in KINDS]
+    lines += [_line(_cells(kind, by_name[kind.name])) for kind in KINDS]
     notes = [f"- {title(kind)}: {kind.note}" for kind in KINDS if kind.note]
     head = HEADER.format(steps=STEPS, **versions)
     return "\n".join([head, *lines, "", *notes, ""])
@@ -74,8 +84,7 @@ def title(kind: Kind) -> str:
     return name if kind.listed else f"{name} *"
 
 
-def _cells(row: Row) -> list[str]:
-    kind = row.kind
+def _cells(kind: Kind, row: Row) -> list[str]:
     step = f", {row.num_frames_step}k + 1" if kind.num_frames else ""
     return [
         title(kind),
