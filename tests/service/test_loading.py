@@ -124,6 +124,7 @@ def test_weights_in_another_form_are_refused_before_a_rank_starts(tmp_path: Path
             {"ulysses_degree": 2, "extra_parallel_modules": ("text_encoder",)},
             "loading.offload",
         ),
+        (LoadingSettings(compile=Compile.WHOLE), {"ulysses_degree": 2}, "loading.compile"),
         (
             LoadingSettings(vae_tiling=True),
             {"ulysses_degree": 2, "extra_parallel_modules": ("vae",)},
@@ -141,7 +142,8 @@ def test_what_is_split_over_ranks_cannot_be_placed_otherwise(
 ) -> None:
     """The other setting is named in the reason; on one rank nothing is split."""
     split = ParallelismSettings(**parallelism)  # type: ignore[arg-type]
-    [problem] = check_loading(settings, parallelism=split)
+    accelerator = settings.offload is not Offload.NONE
+    [problem] = check_loading(settings, parallelism=split, accelerator=accelerator)
     assert problem.field == field
     assert "cannot be combined with" in problem.reason
     assert check_loading(settings, parallelism=ParallelismSettings()) == ()

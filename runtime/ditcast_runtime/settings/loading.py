@@ -87,8 +87,8 @@ def check_loading(
             "unsupported",
         )
     _check_split(settings, findings, parallelism)
-    if settings.offload is Offload.SEQUENTIAL and settings.compile is not Compile.NONE:
-        findings.refuse("compile", "it cannot be combined with sequential offload: use model")
+    if settings.compile is not Compile.NONE:
+        _check_compile(settings, findings, parallelism, accelerator=accelerator)
     for asked, reason in (faults or {}).items():
         name, _, value = asked.partition("=")
         if getattr(settings, name) == (value or True):
@@ -108,6 +108,25 @@ def _check_components(
             has = ", ".join(sorted(components))
             reason = f"the pipeline has no component {name!r:.40} with weights; it has {has}"
             findings.refuse("component_dtypes", f"{reason}{nearest(name, components)}")
+
+
+def _check_compile(
+    settings: LoadingSettings,
+    findings: Findings,
+    parallelism: ParallelismSettings,
+    *,
+    accelerator: bool,
+) -> None:
+    """Refuse to compile what cannot be traced."""
+    if settings.offload is Offload.SEQUENTIAL:
+        findings.refuse("compile", "it cannot be combined with sequential offload: use model")
+    if parallelism.context_parallel_degree > 1 and not accelerator:
+        name = "ulysses_degree" if parallelism.ulysses_degree > 1 else "ring_degree"
+        degree = max(parallelism.ulysses_degree, parallelism.ring_degree)
+        reason = f"it cannot be combined with {name} {degree} on a CPU"
+        findings.refuse(
+            "compile", f"{reason}: how the ranks exchange sizes cannot be traced", "unsupported"
+        )
 
 
 def _check_split(
