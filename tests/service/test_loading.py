@@ -125,6 +125,7 @@ def test_weights_in_another_form_are_refused_before_a_rank_starts(tmp_path: Path
             "loading.offload",
         ),
         (LoadingSettings(compile=Compile.WHOLE), {"ulysses_degree": 2}, "loading.compile"),
+        (LoadingSettings(compile=Compile.WHOLE), {"tensor_parallel_degree": 2}, "loading.compile"),
         (
             LoadingSettings(vae_tiling=True),
             {"ulysses_degree": 2, "extra_parallel_modules": ("vae",)},

@@ -120,6 +120,12 @@ def _check_compile(
     """Refuse to compile what cannot be traced."""
     if settings.offload is Offload.SEQUENTIAL:
         findings.refuse("compile", "it cannot be combined with sequential offload: use model")
+    if parallelism.tensor_parallel_degree > 1:
+        degree = parallelism.tensor_parallel_degree
+        reason = f"it cannot be combined with tensor_parallel_degree {degree}"
+        findings.refuse(
+            "compile", f"{reason}: split weights cannot be traced where lengths vary", "unsupported"
+        )
     if parallelism.context_parallel_degree > 1 and not accelerator:
         name = "ulysses_degree" if parallelism.ulysses_degree > 1 else "ring_degree"
         degree = max(parallelism.ulysses_degree, parallelism.ring_degree)
