@@ -83,7 +83,8 @@ def check_loading(
     _check_components(settings, findings, components)
     if not accelerator and settings.offload in {Offload.MODEL, Offload.SEQUENTIAL}:
         findings.refuse(
-            "offload", f"{settings.offload} offload needs an accelerator to move weights to",
+            "offload",
+            f"{settings.offload} offload needs an accelerator to move weights to",
             "unsupported",
         )
     _check_split(settings, findings, parallelism)
