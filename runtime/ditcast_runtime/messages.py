@@ -191,7 +191,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     guidance_embeds: bool | None
     """Whether the model is guidance-distilled; None where its configuration does not say."""
     cancellable: bool
-    """Whether the pipeline has a step callback; without one no step is reported."""
+    """Whether something tells when a step ended; otherwise no step is reported."""
     num_frames_step: int = 1
     """Frames of a video less one must be a multiple of this."""
     makes_videos: bool = False

@@ -268,6 +268,7 @@ def test_whole_numbers_become_integers_where_the_pipeline_wants_them() -> None:
         (SeparateCfg.GUIDANCE, {"guidance_scale": 3.0}, True),
         (SeparateCfg.GUIDANCE, {"guidance_scale": 1.0}, False),
         (SeparateCfg.NEVER, {"guidance_scale": 3.0, "negative_prompt": " "}, False),
+        (SeparateCfg.ALWAYS, {"guidance_scale": 1.0}, True),
     ],
 )
 def test_separate_passes_belong_to_the_request(

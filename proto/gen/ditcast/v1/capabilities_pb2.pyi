@@ -143,7 +143,8 @@ class Capabilities(_message.Message):
     """What the ranks run on, for instance "cpu" or "NVIDIA H200"."""
     cancellable: _builtins.bool
     """Whether a cancel ends a generation at the next step. False: the pipeline has
-    no step callback, and a generation runs to its end.
+    neither a step callback nor a scheduler that takes its steps; no step is
+    reported, and a generation runs to its end.
     """
     negative_prompt_supported: _builtins.bool
     """Whether the pipeline takes a negative prompt."""
