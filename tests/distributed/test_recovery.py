@@ -26,7 +26,7 @@ from tests.distributed.generations import (
 )
 from tests.distributed.servers import Server, serve
 
-from ditcast.v1.generation_pb2 import GenerationEvent
+from ditcast.v1.generation_pb2 import GenerationEvent, ProgressOptions
 from ditcast_client.fields import request_from
 
 SEED = 11
@@ -79,8 +79,9 @@ async def test_a_generation_whose_ranks_are_lost_is_finished_with_the_same_bytes
     async with faulty.client() as client:
         undisturbed = await picture(client, seed=SEED)
         request_id = fault(place, kind, ranks)
-        generation = client.generate(**fields(seed=SEED, request_id=request_id))
-        events, result = await watched(generation)
+        shown = ProgressOptions(preview_every_n_steps=3)
+        again = fields(seed=SEED, request_id=request_id, progress=shown)
+        events, result = await watched(client.generate(**again))
     assert kinds(events).count("restarted") == 1, kinds(events)
     begun = kinds(events).index("restarted")
     logged = [event for event in events if event.WhichOneof("kind") != "heartbeat"]
@@ -90,6 +91,7 @@ async def test_a_generation_whose_ranks_are_lost_is_finished_with_the_same_bytes
         if event.WhichOneof("kind") == "step_completed"
     ]
     assert steps == list(range(1, 9))
+    assert [event.preview.step for event in logged[begun:] if event.HasField("preview")] == [3, 6]
     assert logged[begun].restarted.attempt == 2
     assert [event.sequence for event in logged] == list(range(1, len(logged) + 1))
     assert result.outputs[0].data == undisturbed

@@ -37,7 +37,7 @@ from ditcast_client.access import Token
 from ditcast_client.client import CONFIGURE_TIMEOUT, Client
 from ditcast_client.fields import GenerateFields
 from ditcast_client.generation import Generation
-from ditcast_client.replaying import Replay, replay
+from ditcast_client.replaying import Replay
 from ditcast_client.result import Result
 
 _Value = TypeVar("_Value")
@@ -168,7 +168,7 @@ class BlockingClient:
 
     def replay(self, receipt: Receipt, images: Iterable[bytes] = ()) -> Replay:
         """Make what a receipt names again; see `ditcast_client.replay`."""
-        return self._loop.run(replay(self._client, receipt, images))
+        return self._loop.run(self._client.replay(receipt, images))
 
     def capabilities(self) -> Capabilities:
         """Ask what the loaded pipeline accepts."""

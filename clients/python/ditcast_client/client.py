@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
@@ -30,12 +30,13 @@ from ditcast.v1.diffusion_service_pb2 import (
     UnloadAdapterRequest,
 )
 from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
-from ditcast.v1.generation_pb2 import DisconnectPolicy, GenerationState, GenerationSummary
+from ditcast.v1.generation_pb2 import DisconnectPolicy, GenerationState, GenerationSummary, Receipt
 from ditcast_client.access import Token, authorize
 from ditcast_client.attachment import Attachment, Patience
 from ditcast_client.errors import from_rpc_error
 from ditcast_client.fields import GenerateFields, request_from
 from ditcast_client.generation import Generation
+from ditcast_client.replaying import Replay, replay
 
 if TYPE_CHECKING:
     from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceAsyncStub
@@ -163,6 +164,10 @@ class Client:
         """
         request = CancelGenerationRequest(request_id=request_id)
         return (await self._unary(self._stub.CancelGeneration, request)).state
+
+    async def replay(self, receipt: Receipt, images: Iterable[bytes] = ()) -> Replay:
+        """Make what a receipt names again; see `ditcast_client.replay`."""
+        return await replay(self, receipt, images)
 
     async def capabilities(self) -> Capabilities:
         """Ask what the loaded pipeline accepts."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ditcast.v1.generation_pb2 import OutputDigest, Receipt
-from ditcast_client.client import Client
 from ditcast_client.receipts import Difference, differences, request_of
 from ditcast_client.result import Result
+
+if TYPE_CHECKING:
+    from ditcast_client.client import Client
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,10 +57,10 @@ def tapped(
     try:
         yield
     finally:
-        if before is None:
-            scheduler.__dict__.pop("step", None)
-        else:
-            scheduler.step = before
+        if scheduler.__dict__.get("step") is step:
+            scheduler.__dict__.pop("step")
+            if before is not None:
+                scheduler.step = before
 
 
 def clean_latents(scheduler: Any, call: StepCall) -> torch.Tensor | None:

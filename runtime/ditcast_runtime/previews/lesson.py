@@ -102,6 +102,7 @@ def _decoding(vae: Any, seen: Callable[[torch.Tensor, int, Decode], None]) -> It
     """Have `seen` know what the VAE is given to decode, the height of the result, and how to."""
     before = vae.__dict__.get("decode")
     inner = vae.decode
+    watched = True
 
     @functools.wraps(inner)
     def decode(values: torch.Tensor, *arguments: Any, **keywords: Any) -> Any:
@@ -109,17 +110,20 @@ def _decoding(vae: Any, seen: Callable[[torch.Tensor, int, Decode], None]) -> It
             return _picture(inner(others.to(values.dtype), *arguments, **keywords))
 
         result = inner(values, *arguments, **keywords)
-        seen(values, _picture(result).shape[-2], again)
+        if watched:
+            seen(values, _picture(result).shape[-2], again)
         return result
 
     vae.decode = decode
     try:
         yield
     finally:
-        if before is None:
-            vae.__dict__.pop("decode", None)
-        else:
-            vae.decode = before
+        watched = False
+        # Who wrapped it in the meantime keeps what it is.
+        if vae.__dict__.get("decode") is decode:
+            vae.__dict__.pop("decode")
+            if before is not None:
+                vae.decode = before
 
 
 def _picture(decoded: Any) -> torch.Tensor:

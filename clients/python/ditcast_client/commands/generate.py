@@ -126,9 +126,7 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
     if options.cache is not None:
         fields["cache"] = _read_cache(options.cache)
     try:
-        fields["progress"] = ProgressOptions(
-            preview_every_n_steps=options.preview_every, preview_max_side=options.preview_max_side
-        )
+        fields |= _progress(options)
         if options.timeout is not None:
             fields["timeout"] = timedelta(seconds=options.timeout)
         return request_from(fields)
@@ -166,6 +164,16 @@ def _pictures(options: argparse.Namespace) -> list[Picture]:
         ]
     except OSError as err:
         raise UsageError(f"cannot read {err.filename}: {err.strerror}") from err
+
+
+def _progress(options: argparse.Namespace) -> GenerateFields:
+    """Give the field where something is asked for; a value out of int32 is a ValueError."""
+    if not options.preview_every and options.preview_max_side is None:
+        return {}
+    asked = ProgressOptions(
+        preview_every_n_steps=options.preview_every, preview_max_side=options.preview_max_side
+    )
+    return {"progress": asked}
 
 
 def _refuse_combinations(options: argparse.Namespace) -> None:
