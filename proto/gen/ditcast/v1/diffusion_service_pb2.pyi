@@ -106,7 +106,9 @@ class GenerateRequest(_message.Message):
     num_frames: _builtins.int
     """Frames of a video, by default 1 to 1000. Unset: the default."""
     fps: _builtins.float
-    """Frames a second of a video, over 0 to 240. Unset: the default."""
+    """Frames a second of a video, over 0 to 240. Unset: the default, and 16 where
+    neither the configuration nor the pipeline has one.
+    """
     on_disconnect: _generation_pb2.DisconnectPolicy.ValueType
     """What becomes of the generation when its last reader is gone. Unset: cancel."""
     validate_only: _builtins.bool

@@ -72,7 +72,9 @@ class _OutputFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OutputFo
     OUTPUT_FORMAT_WEBP: _OutputFormat.ValueType  # 3
     """WebP; media type image/webp."""
     OUTPUT_FORMAT_MP4: _OutputFormat.ValueType  # 4
-    """H.264 in MP4; media type video/mp4. Videos only."""
+    """H.264 in MP4; media type video/mp4. Videos only, of even sides: colour is kept
+    at half of them.
+    """
     OUTPUT_FORMAT_RAW_RGB8: _OutputFormat.ValueType  # 5
     """Rows from the top, pixels from the left, 8 bits each of red, green and blue,
     no header, frames one after the other; media type application/octet-stream.
@@ -95,7 +97,9 @@ OUTPUT_FORMAT_JPEG: OutputFormat.ValueType  # 2
 OUTPUT_FORMAT_WEBP: OutputFormat.ValueType  # 3
 """WebP; media type image/webp."""
 OUTPUT_FORMAT_MP4: OutputFormat.ValueType  # 4
-"""H.264 in MP4; media type video/mp4. Videos only."""
+"""H.264 in MP4; media type video/mp4. Videos only, of even sides: colour is kept
+at half of them.
+"""
 OUTPUT_FORMAT_RAW_RGB8: OutputFormat.ValueType  # 5
 """Rows from the top, pixels from the left, 8 bits each of red, green and blue,
 no header, frames one after the other; media type application/octet-stream.
@@ -243,8 +247,9 @@ class InputImage(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     PARAMETER_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """The encoded file: PNG, JPEG or WebP. Bounded by the message size of a
-    request (32 MiB by default; see the capabilities).
+    """The encoded file: PNG, JPEG or WebP, not animated. Bounded by the message
+    size of a request (32 MiB by default; see the capabilities). It is turned as
+    its EXIF data says, and what is transparent becomes white.
     """
     role: Global___InputImageRole.ValueType
     """What the picture is for. Unset: image."""
@@ -309,7 +314,9 @@ class OutputOptions(_message.Message):
     format: Global___OutputFormat.ValueType
     """Form of the outputs. Unset: PNG for pictures, MP4 for videos."""
     quality: _builtins.int
-    """Quality of JPEG and WebP, 1 to 100; refused with other forms. Unset: 90."""
+    """Quality of JPEG, WebP and MP4, 1 to 100; refused with other forms. Of MP4 it
+    settles x264's rate factor: 100 is 15, 90 is 18, 1 is 40. Unset: 90.
+    """
     def __init__(
         self,
         *,
