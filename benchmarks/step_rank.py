@@ -124,6 +124,7 @@ class _Bench:
             self._control,
             self._channel,
             self._inbox.cancelled,
+            {},
         )
         execution.run()
         self._pipeline.clean_up(None)
@@ -193,9 +194,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     arguments = parser.parse_args()
     channel = RankChannel(socket.socket(fileno=arguments.channel))
-    launch = channel.receive(60.0)
-    if not isinstance(launch, Launch):
+    first = channel.receive(60.0)
+    if first is None or not isinstance(first.command, Launch):
         raise SystemExit("the first frame was no launch")
+    launch = first.command
     diffusers.utils.logging.disable_progress_bar()
     torch.set_num_threads(launch.threads)
     _join(launch)

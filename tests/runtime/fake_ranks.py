@@ -128,7 +128,9 @@ def step(epoch: int, number: int, step: int) -> Step:
 
 def output_of(epoch: int, number: int) -> Output:
     """Report pixels, which come in a descriptor beside it."""
-    return Output(epoch=epoch, number=number, count=1, width=SIDE, height=SIDE)
+    return Output(
+        epoch=epoch, number=number, count=1, size_bytes=3 * SIDE * SIDE, width=SIDE, height=SIDE
+    )
 
 
 def failed(epoch: int, number: int, rank: int) -> Failed:

@@ -32,6 +32,7 @@ from tests.runtime.fake_ranks import (
 from tests.service.fakes import FACTS
 
 from ditcast_runtime import group as group_module
+from ditcast_runtime.channel import Received
 from ditcast_runtime.config import EngineConfig, first_configuration
 from ditcast_runtime.group import Group, GroupLost, ReceivedOutput, RunReport
 from ditcast_runtime.messages import (
@@ -244,7 +245,8 @@ class GroupMachine(RuleBasedStateMachine):
             pass
         self.group.cancel(self.number + 1)
         self.group.cancel(self.number)
-        assert self.ranks[0].channel.receive(0) == Cancel(epoch=self.epoch, number=self.number)
+        cancel = Cancel(epoch=self.epoch, number=self.number)
+        assert self.ranks[0].channel.receive(0) == Received(cancel, None)
         assert self.ranks[0].channel.receive(0) is None
 
     @precondition(lambda self: self.started and not self.doomed)
