@@ -31,7 +31,15 @@ from ditcast_runtime.settings import (
 from ditcast_runtime.settings.quantize import QUANT_TYPES as TORCHAO_TYPES
 
 PATH = ROOT / "docs" / "OPTIONS.md"
-MODULES = ("attention", "calibrators", "parallelism", "prune", "refusals", "steps")
+MODULES = (
+    "attention",
+    "calibrators",
+    "parallelism",
+    "prune",
+    "refusals",
+    "steps",
+    "two_transformers",
+)
 
 ATTENTION = tuple(sorted({*CACHE_DIT_ATTENTION, *DIFFUSERS_ATTENTION}))
 QUANT_TYPES = (*TORCHAO_TYPES, "svdq_int4_r32_dq", "svdq_nvfp4_r32_dq")
@@ -53,6 +61,9 @@ what is known of it:
 Where a machine or a pipeline cannot do something, the server says so when it starts
 (`ditcast serve` ends with 2) or is configured (`INVALID_ARGUMENT` or `FAILED_PRECONDITION`), never
 at the first generation; the last column has tests of that. Tests are in `tests/options`.
+
+One setting holds for all transformers and lists of blocks of a pipeline: cache-dit's
+`params_modifiers`, which let them differ, are not offered.
 
 Written by `.venv/bin/python -m tests.options.table`; a test fails if it is out of date.
 """

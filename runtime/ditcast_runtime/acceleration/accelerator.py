@@ -89,6 +89,7 @@ class Accelerator:
         self._held: tuple[CacheSettings, int] | None = None
         self._two_passes = False
         self._counters: list[_Counters] = []
+        self._steps = 0
         self.switching: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         """What has to hold while the cache is switched."""
 
@@ -140,6 +141,7 @@ class Accelerator:
         """
         self._two_passes = two_passes
         self._counters = [_Counters() for _ in self.block_lists]
+        self._steps = 0
         # Only a mask depends on the number of steps.
         masked = (
             not isinstance(settings.method, Disabled) and settings.method.steps_computation_mask
@@ -170,7 +172,7 @@ class Accelerator:
             raise ValueError(f"cache-dit refused the settings: {error}") from error
 
     def _known_blocks(self) -> Any:
-        # Their signatures were checked at the start: under parallelism some are hidden by its hooks.
+        # Their signatures were checked at the start: parallelism hides some behind its hooks.
         adapter: Any = BlockAdapterRegister.get_adapter(self._pipe)
         adapter.check_forward_pattern = False
         adapter.check_num_outputs = False
@@ -192,7 +194,10 @@ class Accelerator:
             self.block_lists, contexts, self._counters, strict=True
         ):
             if context.get_accumulated_executed_steps() > counters.executed:
+                if counters.executed == 0:
+                    _align_mask(context, self._steps)
                 found.append(_decision(entry.name, context, counters))
+        self._steps += 1
         return tuple(found)
 
     def reset(self) -> None:
@@ -261,6 +266,19 @@ def _decision(name: str, context: Any, counters: _Counters) -> TransformerDecisi
     counters.executed = context.get_accumulated_executed_steps()
     counters.cached, counters.cfg_cached = cached, cfg_cached
     return decision
+
+
+def _align_mask(context: Any, steps_before: int) -> None:
+    """Let a context that began later read a mask from there: it counts its own steps alone.
+
+    A transformer that takes over in the middle, as the second of Wan 2.2 does, would follow the
+    mask from its beginning. The settings that it began with stay as they are for the next call.
+    """
+    mask = context.cache_config.steps_computation_mask
+    if mask is not None and steps_before > 0:
+        context.cache_config = dataclasses.replace(
+            context.cache_config, steps_computation_mask=mask[steps_before:]
+        )
 
 
 def _residual_diff(diffs: dict[str, Any], step: str) -> float | None:

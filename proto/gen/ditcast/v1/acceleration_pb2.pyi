@@ -606,6 +606,10 @@ Global___GenerationDefaults: _TypeAlias = GenerationDefaults  # noqa: Y015
 class CacheConfig(_message.Message):
     """Caching of transformer blocks between steps. Exactly one method must be set; a
     message without one is refused (INVALID_ARGUMENT).
+
+    In a pipeline with several transformers, or several lists of blocks, each has a
+    cache of its own under these settings, with its own first steps, counts and
+    bounds; a mask counts the steps of the generation for all of them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
