@@ -5,10 +5,13 @@ On a CPU: where offloading needs an accelerator, its hooks move from main memory
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ditcast_runtime.acceleration import Accelerator
 from ditcast_runtime.arguments import call_arguments
@@ -191,6 +194,23 @@ def test_each_component_has_the_number_type_that_it_was_given() -> None:
     pipeline = forced(LoadingSettings(dtype="float32", component_dtypes=types))
     assert pipeline.pipe.text_encoder.dtype is torch.bfloat16
     assert pipeline.pipe.transformer.dtype is torch.float32
+
+
+def test_the_files_of_a_variant_are_those_that_are_loaded(tmp_path: Path) -> None:
+    """A component that has the variant is loaded of it, the others without; progress has bytes."""
+    model = tmp_path / "model"
+    shutil.copytree(STARTER_MODEL, model)
+    [plain] = (model / "vae").glob("*.safetensors")
+    weights = load_file(plain)
+    weights["decoder.conv_in.bias"] = torch.full_like(weights["decoder.conv_in.bias"], 7.0)
+    save_file(weights, plain.with_name(f"{plain.stem}.fp16.safetensors"), {"format": "pt"})
+    told: list[tuple[str, int, int]] = []
+    pipe = load(model, "fp16", LoadingSettings(), CPU, lambda *stage: told.append(stage))
+    assert set(pipe.vae.decoder.conv_in.bias.tolist()) == {7.0}
+    assert pipe.transformer.dtype is torch.float32
+    assert len(told) == len(pipe.components)
+    assert max(done for _, done, _ in told) > 0
+    assert len({total for _, _, total in told}) == 1
 
 
 def test_what_this_pipeline_cannot_is_said_by_name() -> None:
