@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 from diffusers import DiffusionPipeline
-from tests.kinds.kinds import BY_NAME, CACHE, PROMPT, SEED, STEPS, Kind
+from tests.kinds.kinds import BY_NAME, PROMPT, SEED, STEPS, Kind
 from tests.kinds.picture import picture
 
 from ditcast_runtime.acceleration import Accelerator
@@ -45,7 +45,7 @@ def pixels(folder: Path, kind: Kind) -> bytes:
     """Load the pipeline, cache as the server does, and give what it makes."""
     pipe: Any = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    method = msgspec.convert({**CACHE, "enable_separate_cfg": kind.passes > 1}, DBCache)
+    method = msgspec.convert({**kind.cache, "enable_separate_cfg": kind.passes > 1}, DBCache)
     settings = CacheSettings(method=method)
     accelerator = Accelerator(pipe, Acceleration(cache=settings), 1, CPU)
     accelerator.enable()

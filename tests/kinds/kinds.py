@@ -8,14 +8,6 @@ PROMPT = "a red fox on a hill"
 SEED = 7
 STEPS = 9
 
-CACHE = {
-    "fn_compute_blocks": 1,
-    "residual_diff_threshold": 10.0,
-    "max_warmup_steps": 2,
-    "max_continuous_cached_steps": 2,
-}
-"""With weights of noise each step differs much from the one before: all but a few are cached."""
-
 UNSPLIT = "cache-dit cannot split the sequence"
 
 Value = bool | int | float | str | list[int]
@@ -39,6 +31,8 @@ class Kind:
     negative_prompt: str | None = None
     kwargs: dict[str, Value] = field(default_factory=dict)
     """What else its call takes."""
+    threshold: float = 0.99
+    """Residual difference below which a step is cached; from 1 on none is measured."""
     cached: bool = True
     """Whether cache-dit knows it."""
     two_ranks: str = ""
@@ -49,6 +43,16 @@ class Kind:
     """What the table cannot say."""
     listed: bool = True
     """Whether it was one of the kinds that ditcast was meant for from the beginning."""
+
+    @property
+    def cache(self) -> dict[str, float]:
+        """Settings of the cache: two computed steps, then at most two cached ones in a row."""
+        return {
+            "fn_compute_blocks": 1,
+            "residual_diff_threshold": self.threshold,
+            "max_warmup_steps": 2,
+            "max_continuous_cached_steps": 2,
+        }
 
 
 KINDS = (
@@ -71,6 +75,7 @@ KINDS = (
     Kind(
         name="flux2_klein",
         pipeline="Flux2KleinPipeline",
+        threshold=2.0,
         guidance_scale=3.0,
         kwargs={"max_sequence_length": 48},
         passes=2,
@@ -187,6 +192,7 @@ KINDS = (
     Kind(
         name="aura_flow",
         pipeline="AuraFlowPipeline",
+        threshold=2.0,
         two_ranks=UNSPLIT,
         guidance_scale=3.5,
         negative_prompt="dull",

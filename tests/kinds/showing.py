@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load
 from tests.distributed.generations import RAW, levels_apart, watch_until, watched
 from tests.distributed.servers import START_SECONDS, Server, serve
-from tests.kinds.kinds import CACHE, PROMPT, SEED, STEPS, Kind
+from tests.kinds.kinds import PROMPT, SEED, STEPS, Kind
 from tests.kinds.picture import encoded
 
 from ditcast.v1.acceleration_pb2 import CacheConfig, DBCache
@@ -69,7 +69,7 @@ def asked(kind: Kind, output: OutputOptions = RAW) -> GenerateFields:
         "pipeline_kwargs": dict(kind.kwargs),
     }
     if kind.cached:
-        fields["cache"] = CacheConfig(db_cache=DBCache(**CACHE))  # type: ignore[arg-type]
+        fields["cache"] = CacheConfig(db_cache=DBCache(**kind.cache))  # type: ignore[arg-type]
     if kind.num_frames is not None:
         fields["num_frames"] = kind.num_frames
     if kind.guidance_scale is not None:
