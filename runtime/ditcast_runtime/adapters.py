@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,11 +182,12 @@ class Adapters:
             raise SettingsDiffer(f"the adapter {name} has changed the pipeline's own weights")
 
     def _remove(self, name: str) -> None:
-        if self._loaded:
-            self._pipe.delete_adapters(name)
-        else:
-            # The last one: the wrappers go too, and the layers are what they were.
-            self._pipe.unload_lora_weights()
+        with _quietly():
+            if self._loaded:
+                self._pipe.delete_adapters(name)
+            else:
+                # The last one: the wrappers go too, and the layers are what they were.
+                self._pipe.unload_lora_weights()
 
     def _verify(self, wanted: tuple[tuple[str, float], ...]) -> None:
         names = [name for name, _ in wanted]
@@ -222,16 +224,18 @@ class Adapters:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep two libraries from telling the log what the caller is told, or what is not so.
+    """Keep three libraries from telling the log what the caller is told, or what is not so.
 
-    transformers reports the weights of other adapters as made anew, though it leaves them alone.
+    transformers reports the weights of other adapters as made anew, though it leaves them alone;
+    peft doubts that several adapters are meant, and tells which one it takes for the next.
     """
     loggers = (diffusers.utils.logging, transformers.utils.logging)
     levels = [logger.get_verbosity() for logger in loggers]
     for logger in loggers:
         logger.set_verbosity(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.set_verbosity(level)

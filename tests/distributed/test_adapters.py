@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +24,9 @@ from ditcast.v1.acceleration_pb2 import Configuration, ParallelismConfig
 from ditcast.v1.generation_pb2 import AdapterWeight
 from ditcast_client import AlreadyExists, Client, FailedPrecondition, NotFound
 from ditcast_client.fields import GenerateFields
+from ditcast_service.config import load
 
+DOCS = Path(__file__).parents[2] / "docs" / "ADAPTERS.md"
 SIDE = 64
 """Pixels."""
 STYLE = [AdapterWeight(name="style", weight=0.8)]
@@ -170,6 +174,26 @@ async def test_an_unload_waits_and_what_is_queued_for_it_ends(solo: Client) -> N
         await solo.unload_adapter("detail")
     await solo.load_adapter("detail", "styles/detail.safetensors")
     assert await made(solo, adapters=MIX) == expected
+
+
+async def test_the_commands_of_the_docs_do_what_they_say(
+    solo: Client, on_one: Server, styles: Path, tmp_path: Path
+) -> None:
+    """Each of them runs; the server's own has the settings of this one."""
+    [block] = re.findall(r"```sh\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    serve_line, *lines = [shlex.split(line) for line in block.splitlines()]
+    folder = serve_line.index("--adapter-folder") + 1
+    assert load([*serve_line[2:folder], str(styles), *serve_line[folder + 1 :]], {}).adapters
+    await solo.unload_adapter("detail")
+    for line in lines:
+        done = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ditcast_client", *line[1:]),
+            env={**os.environ, "DITCAST_ADDRESS": on_one.address},
+            cwd=tmp_path,
+        )
+        assert await done.wait() == 0
+    assert (tmp_path / "out.png").exists()
+    assert [each.name for each in (await solo.list_adapters()).loaded] == ["style"]
 
 
 async def test_two_ranks_make_the_same_picture(pair: Client, solo: Client) -> None:
