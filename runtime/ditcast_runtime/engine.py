@@ -44,6 +44,7 @@ from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.loaded_adapters import AdapterChange, LoadedAdapters
 from ditcast_runtime.messages import Facts, Loading, WarmingUp
 from ditcast_runtime.preview_delivery import EncodePreview, PreviewDelivery
+from ditcast_runtime.receipts import make_receipt
 from ditcast_runtime.runner import Runner
 from ditcast_runtime.summary import Summary
 from ditcast_runtime.timings import Starts, stage_text
@@ -348,21 +349,9 @@ class Engine:
     def _receipt(
         self, generation: Generation, sigmas: tuple[float, ...], outputs: tuple[OutputDigest, ...]
     ) -> Receipt:
-        return Receipt(
-            parameters=generation.parameters,
-            model_id=self._config.model_id,
-            model_revision=self.facts.model_revision or None,
-            weights_digest=self.facts.weights_digest,
-            library_versions=self.facts.library_versions,
-            world_size=self._config.world_size,
-            threads_per_rank=self.facts.threads,
-            device=self.facts.device_name,
-            dtype=self.facts.dtype,
-            configuration=generation.configuration or self.configuration,
-            sigmas_used=sigmas,
-            outputs=outputs,
-            deterministic=self.facts.deterministic,
-        )
+        used = generation.configuration or self.configuration
+        parameters = generation.parameters
+        return make_receipt(self._config, self.facts, used, parameters, sigmas, outputs)
 
     def _leave(self, generation: Generation) -> None:
         self._dispatcher.leave(generation)
