@@ -23,9 +23,11 @@ def encode_preview(pixels: bytes, size: tuple[int, int], wanted: tuple[int, int]
     picture = Image.frombytes("RGB", size, pixels)
     if size != wanted:
         picture = picture.resize(wanted, Image.Resampling.BICUBIC)
-    for quality in _QUALITIES:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality)
-        if file.tell() <= MAX_BYTES:
-            break
+    encoded = (_jpeg(picture, quality) for quality in _QUALITIES)
+    return next(data for data in encoded if len(data) <= MAX_BYTES)
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
     return file.getvalue()
