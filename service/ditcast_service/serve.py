@@ -19,6 +19,7 @@ _NEEDED = (
     "grpc_health",
     "grpc_reflection",
     "msgspec",
+    "peft",
     "PIL",
     "psutil",
     "structlog",

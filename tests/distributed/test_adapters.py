@@ -165,7 +165,8 @@ async def test_an_unload_waits_and_what_is_queued_for_it_ends(solo: Client) -> N
     queued = asyncio.ensure_future(solo.generate(**little(adapters=MIX, seed=9)).result())
     await asyncio.sleep(0.1)
     await solo.unload_adapter("detail")
-    await watch_until(events, "completed")
+    async for _ in events:
+        pass
     assert (await running.result()).outputs[0].data == expected
     with pytest.raises(FailedPrecondition) as error:
         await queued
