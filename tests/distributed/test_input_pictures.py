@@ -66,7 +66,7 @@ PICTURES = [input_image(file_of(picture())), input_image(file_of(mask()), INPUT_
 def fields(**changed: object) -> GenerateFields:
     """Give a request to paint, with some fields changed."""
     usual = {**ARGUMENTS, "seed": SEED, "images": PICTURES, "output": RAW}
-    return {**usual, **changed}  # type: ignore[return-value,typeddict-item]
+    return {**usual, **changed}  # type: ignore[typeddict-item]
 
 
 def directly(folder: Path, call: dict[str, object]) -> bytes:

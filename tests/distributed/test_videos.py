@@ -52,7 +52,7 @@ def fields(**changed: object) -> GenerateFields:
     """Give a request for a video, with some fields changed."""
     last = input_image(LAST, INPUT_IMAGE_ROLE_LAST_FRAME)
     usual = {"prompt": PROMPT, "seed": SEED, "images": [FIRST, last], "num_frames": FRAMES}
-    return {**usual, "output": RAW, **changed}  # type: ignore[return-value,typeddict-item]
+    return {**usual, "output": RAW, **changed}  # type: ignore[typeddict-item]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ async def test_an_mp4_shows_what_was_made(client: Client) -> None:
     request = fields(output=MP4, fps=23.976)
     [film] = (await client.generate(**request).result()).outputs
     assert film.media_type == "video/mp4"
-    with av.open(io.BytesIO(film.data)) as container:
+    with av.open(io.BytesIO(film.data), "r") as container:
         [stream] = container.streams
         assert stream.codec_context.name == "h264"
         assert stream.frames == FRAMES
@@ -214,7 +214,8 @@ def test_the_command_makes_a_film(filmmaker: Server, tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    with av.open(str(tmp_path / "falling.mp4")) as container:
+    with av.open(str(tmp_path / "falling.mp4"), "r") as container:
         stream = container.streams.video[0]
-        assert (stream.frames, stream.average_rate) == (17, 8)
+        assert stream.frames == 17
+        assert stream.average_rate == 8
         assert (stream.width, stream.height) == (WIDTH, HEIGHT)

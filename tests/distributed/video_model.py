@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan_i2v import WanImageToVideoPipeline
 from tests.kinds.builders import videos
 
 DEFAULTS = "defaults: {width: 64, height: 48, num_frames: 5, num_inference_steps: 3, fps: 12}\n"

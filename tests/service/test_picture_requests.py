@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import msgspec
 import pytest
@@ -55,9 +56,9 @@ def picture(
     return InputImage(role=role, parameter=parameter, sha256=b"x", **sizes)  # type: ignore[arg-type]
 
 
-def settle(facts: Facts, defaults: GenerationDefaults | None = None, **asked: object) -> Parameters:
+def settle(facts: Facts, defaults: GenerationDefaults | None = None, **asked: Any) -> Parameters:  # noqa: ANN401
     """Resolve a request."""
-    request = Request(prompt="a cup", **asked)  # type: ignore[arg-type]
+    request = Request(prompt="a cup", **asked)
     configuration = dataclasses.replace(
         CONFIGURATION, defaults=defaults or GenerationDefaults(num_inference_steps=20)
     )
@@ -65,7 +66,7 @@ def settle(facts: Facts, defaults: GenerationDefaults | None = None, **asked: ob
     return parameters
 
 
-def refused(facts: Facts, **asked: object) -> dict[str, str]:
+def refused(facts: Facts, **asked: Any) -> dict[str, str]:  # noqa: ANN401
     """Give why a request is refused, by field."""
     with pytest.raises(InvalidRequest) as error:
         settle(facts, **asked)
@@ -169,7 +170,7 @@ def test_forms_follow_from_what_is_made() -> None:
 def test_odd_sides_are_refused_for_mp4_alone() -> None:
     """Both sides are named; raw frames of the same size are made."""
     facts = filming(size_multiple=1)
-    odd = {"width": 65, "height": 47}
+    odd: dict[str, Any] = {"width": 65, "height": 47}
     assert set(refused(facts, **odd)) == {"width", "height"}
     raw = AskedOutput(format=OutputFormat.RAW_RGB8)
     assert settle(facts, **odd, output=raw).width == 65
@@ -213,7 +214,7 @@ def test_frames_come_from_the_nearest_who_says_them() -> None:
 
 def test_frames_count_as_bytes() -> None:
     """A video of a size that is allowed may be too long; a short one is not."""
-    size = {"width": 1024, "height": 1024}
+    size: dict[str, Any] = {"width": 1024, "height": 1024}
     assert "allowed" in refused(filming(), num_frames=997, **size)["width"]
     assert settle(filming(), num_frames=5, **size).width == 1024
 
