@@ -33,7 +33,7 @@ from ditcast_runtime.messages import (
     Run,
     Step,
 )
-from ditcast_runtime.outputs import Made, NotFinite
+from ditcast_runtime.outputs import Made, NotFinite, OtherSize
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.previews.previewer import Previewer, Previewing, Sketch
 from ditcast_runtime.steps import ScheduleRefused, Stopwatch
@@ -249,7 +249,7 @@ def failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
             return FailureKind.NAN_OUTPUT
         case SettingsDiffer():
             return FailureKind.SETTINGS_DIFFER
-        case ScheduleRefused():
+        case ScheduleRefused() | OtherSize():
             return FailureKind.REFUSED
         case ValueError() | TypeError() if not prepared:
             return FailureKind.REFUSED

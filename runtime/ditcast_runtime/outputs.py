@@ -18,6 +18,10 @@ class NotFinite(Exception):
     """The output holds NaN or infinity."""
 
 
+class OtherSize(Exception):
+    """The pipeline makes another size than it was asked for, as a few do."""
+
+
 class NoLatents(Exception):
     """The pipeline gave something else where it was asked for its latents."""
 

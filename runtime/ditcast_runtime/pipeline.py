@@ -20,7 +20,7 @@ from ditcast_runtime.arguments import call_arguments, check_inputs
 from ditcast_runtime.generation import OutputFormat, Parameters
 from ditcast_runtime.image_parameters import image_parameters
 from ditcast_runtime.messages import Launch, ParameterKind
-from ditcast_runtime.outputs import Made, to_latents, to_pixels
+from ditcast_runtime.outputs import Made, OtherSize, to_latents, to_pixels
 from ditcast_runtime.placement import Placement, check_placement
 from ditcast_runtime.preflight import check_acceleration
 from ditcast_runtime.source import Report
@@ -104,6 +104,7 @@ class Pipeline:
         Raises:
             NotFinite: the output holds NaN or infinity.
             NoLatents: the pipeline gives none.
+            OtherSize: the pipeline makes another size than it was asked for.
         """
         stages = Stages(self.pipe, watcher, self.device)
         stages.attach(arguments)
@@ -117,6 +118,7 @@ class Pipeline:
             return to_latents(made, _count(arguments))
         pixels = to_pixels(made)
         self.makes_videos = pixels.num_frames is not None
+        _check_size(pixels, arguments)
         return pixels
 
     def least_arguments(self) -> dict[str, Any]:
@@ -164,3 +166,10 @@ def _count(arguments: dict[str, Any]) -> int:
     """Give how many outputs a call makes: each has a generator of its own."""
     generators = arguments.get("generator")
     return len(generators) if isinstance(generators, list) else 1
+
+
+def _check_size(made: Made, arguments: dict[str, Any]) -> None:
+    sides = {"width": made.width, "height": made.height}
+    if any(arguments.get(name, side) != side for name, side in sides.items()):
+        asked = f"width {arguments.get('width')} and height {arguments.get('height')}"
+        raise OtherSize(f"of {asked} this pipeline makes {made.width}x{made.height}")

@@ -14,7 +14,7 @@ import torch
 
 from ditcast_runtime.generation import FRAME_COUNTS
 
-_SIDE = 256
+_SIDE = 128
 """A side that is a multiple of every unit that is tried."""
 _UNITS = (1, 2, 4, 8, 16, 32, 64, 128)
 _FRAMES = 25
@@ -81,18 +81,18 @@ def find_extent(pipe: Any, arguments: dict[str, Any]) -> Extent:
         arguments: What its call needs besides.
     """
     usual = _settle(pipe, arguments)
-    if usual is None:
-        return Extent()
-    found = Extent(usual.told("width"), usual.told("height"), usual.told(*FRAME_COUNTS))
-    if found.width is None or found.height is None:
-        return found
-    frames = next((name for name in FRAME_COUNTS if usual.told(name)), None)
+    found = Extent()
+    if usual is not None:
+        found = Extent(usual.told("width"), usual.told("height"), usual.told(*FRAME_COUNTS))
+    # Some have no usual size; all that take one take a small one as well.
+    taken = inspect.signature(pipe.__call__).parameters
+    frames = next((name for name in FRAME_COUNTS if name in taken), None)
     small = {"width": _SIDE, "height": _SIDE} | ({frames: _FRAMES} if frames else {})
-    noise = _settle(pipe, {**arguments, **small})
-    if noise is None:
+    noise = _settle(pipe, {**arguments, **small}) if small.keys() <= taken.keys() else None
+    if noise is None or noise.told("width") is None:
         return found
     with torch.inference_mode(), contextlib.suppress(Exception):
-        found = _latents(found, noise, frames)
+        found = _latents(found, noise, frames if frames and noise.told(frames) else None)
     return found
 
 
@@ -119,16 +119,18 @@ def _latents(found: Extent, noise: _Noise, frames: str | None) -> Extent:
     if frames:
         more = noise.shape(**{frames: _FRAMES}).numel() // one.numel() - 1
         found = found._replace(num_frames_step=(_FRAMES - 1) // more if more > 0 else 1)
+    side = noise.told("width") or _SIDE
     if len(one) != _PACKED:
-        found = found._replace(latent=_SIDE // one[-1])
+        found = found._replace(latent=side // one[-1])
     # Where a picture was fitted to the size already, no other size can be tried.
     with contextlib.suppress(Exception):
-        found = found._replace(unit=_first_growth(noise, one, least))
+        found = found._replace(unit=_first_growth(noise, side, least))
     return found
 
 
-def _first_growth(noise: _Noise, before: torch.Size, least: dict[str, int]) -> int | None:
+def _first_growth(noise: _Noise, side: int, least: dict[str, int]) -> int | None:
+    before = noise.shape(**least).numel()
     for more in _UNITS:
-        if noise.shape(**least, width=_SIDE + more).numel() > before.numel():
+        if noise.shape(**least, width=side + more).numel() > before:
             return more
     return None

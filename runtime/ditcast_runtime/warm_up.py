@@ -14,7 +14,7 @@ from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.execution import two_passes
 from ditcast_runtime.generation import OutputFormat, OutputOptions, Parameters, SeparateCfg
 from ditcast_runtime.messages import Facts, Launch
-from ditcast_runtime.outputs import NotFinite
+from ditcast_runtime.outputs import NotFinite, OtherSize
 from ditcast_runtime.passes import Passes
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.settings import Compile, Disabled, Problem, WarmUp
@@ -137,6 +137,8 @@ def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Fact
         # Some pipelines hand tensors of one component to another as they are.
         reason = f"the pipeline does not run with these number types: {error}"
         raise ConfigError((Problem("loading.component_dtypes", reason),)) from error
+    except OtherSize as error:
+        log.warning("warmed up at another size", cause=str(error))
     pipeline.clean_up(None)
     parallelism = launch.acceleration.parallelism
     if passes.masked and parallelism is not None and parallelism.context_parallel_degree > 1:
