@@ -178,4 +178,3 @@ def _step_line(step: StepCompleted) -> str:
     if step.HasField("estimated_remaining") and step.step < step.total_steps:
         line += f", {duration_text(step.estimated_remaining)} left"
     return line
-
