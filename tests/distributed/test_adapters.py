@@ -226,7 +226,7 @@ async def test_a_rank_that_dies_in_a_load_takes_nothing_half_with_it(
 
 
 async def test_split_layers_take_no_adapters(pair: Client) -> None:
-    """Tensor parallelism: the reload fails while there are some, and a load afterwards."""
+    """The reload into tensor parallelism fails and says why; the old ranks' settings are back."""
     await pair.load_adapter("style", "styles/style.safetensors")
     before = await made(pair, cache=OFF, adapters=STYLE)
     tensor = Configuration(
