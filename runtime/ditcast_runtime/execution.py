@@ -67,6 +67,7 @@ class Execution:
         self.command = command
         self.prepared = False
         self.steps = 0
+        self._denoising = False
         self._pipeline = pipeline
         self._separate_cfg = separate_cfg
         self._control = control
@@ -95,8 +96,17 @@ class Execution:
         # Until the slowest rank was through: before that the next generation cannot begin.
         self._decode_seconds = self._watch.lap()
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the pipeline took its arguments, so that what it raises now is no refusal.
+
+        Pictures, and what belongs to them, it only looks at on the way to the first step.
+        """
+        return self._denoising if self._pictures else self.prepared
+
     def denoising_began(self, sigmas: tuple[float, ...]) -> None:
         """Report that the first step begins."""
+        self._denoising = True
         encode_prompt_seconds = self._watch.lap()
         self._prepare_seconds += encode_prompt_seconds
         if self._channel is not None:
@@ -228,7 +238,8 @@ def refused_field(error: Exception, parameters: Parameters) -> str:
         if name in words:
             return f"pipeline_kwargs.{name}"
     own = (field.name for field in dataclasses.fields(parameters))
-    return next((name for name in own if name in words), "pipeline_kwargs")
+    rest = "images" if parameters.images else "pipeline_kwargs"
+    return next((name for name in own if name in words), rest)
 
 
 def two_passes(rule: SeparateCfg, parameters: Parameters) -> bool:

@@ -240,7 +240,7 @@ class Rank:
             error,
             field=field,
             step=execution.steps,
-            prepared=execution.prepared,
+            prepared=execution.accepted,
         )
 
     def _report(

@@ -199,6 +199,15 @@ async def test_pictures_are_refused_by_name(
     assert refused <= {violation.field for violation in error.value.field_violations}
 
 
+async def test_what_the_pipeline_refuses_of_a_picture_is_the_callers_fault(client: Client) -> None:
+    """It looks at pictures on its way to the first step, when no check beforehand can tell."""
+    weak = {"strength": 0.0}
+    with pytest.raises(InvalidArgument) as error:
+        await client.generate(**fields(pipeline_kwargs=weak)).result()
+    [violation] = error.value.field_violations
+    assert violation.field == "pipeline_kwargs.strength"
+
+
 async def test_pictures_count_as_bytes_in_flight(client: Client) -> None:
     """What could never be held is refused at once, as what is too large to come out."""
     large = input_image(file_of(Image.new("RGB", (1200, 1200))))
