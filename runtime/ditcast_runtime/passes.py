@@ -44,7 +44,7 @@ class Passes:
     def denoising_began(self, sigmas: tuple[float, ...]) -> None:
         """Tell nobody."""
 
-    def step_ended(self, *_: object) -> None:
+    def step_ended(self, *_: object, **__: object) -> None:
         """Begin to count the next step."""
         self._most = max([self._most, *self._calls])
         self._calls = [0] * len(self._calls)

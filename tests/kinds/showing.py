@@ -16,7 +16,11 @@ from tests.kinds.picture import encoded
 
 from ditcast.v1.acceleration_pb2 import CacheConfig, DBCache
 from ditcast.v1.capabilities_pb2 import PARAMETER_TYPE_IMAGE, PARAMETER_TYPE_IMAGE_LIST
-from ditcast.v1.generation_pb2 import OUTPUT_FORMAT_LATENT_SAFETENSORS, OutputOptions
+from ditcast.v1.generation_pb2 import (
+    CACHE_DECISION_CACHED,
+    OUTPUT_FORMAT_LATENT_SAFETENSORS,
+    OutputOptions,
+)
 from ditcast_client import Cancelled, Client
 from ditcast_client.fields import GenerateFields
 
@@ -108,7 +112,6 @@ async def show(kind: Kind, models: Direct, folder: Path, *, two_ranks: bool) -> 
         async with two.client() as client:
             result = await client.generate(**asked(kind)).result()
             assert levels_apart(result.outputs[0].data, pixels) <= 1
-            assert len(result.cache.cached_steps) == row.cached
             difference = float(np.abs(await _latents(kind, client) - latents).max())
         assert difference <= 1e-3
         two.stop()
@@ -125,7 +128,8 @@ async def _show_one(kind: Kind, client: Client) -> tuple[bytes, int, Row]:
     assert {step.total_steps for step in steps} == {STEPS}
     [output] = result.outputs
     assert len(set(output.data)) > 32
-    cached = len(result.cache.cached_steps)
+    # Of two transformers that take turns, each has its own steps in the report.
+    cached = sum(step.cache_decision == CACHE_DECISION_CACHED for step in steps)
     assert cached * 3 >= STEPS or not kind.cached
     if kind.cached:
         assert bool(result.cache.cfg_cached_steps) == (kind.passes > 1)

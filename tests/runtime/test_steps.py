@@ -14,9 +14,11 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     PNDMScheduler,
 )
+from tests.service.fakes import FACTS
 
 from ditcast_runtime.passes import Passes
 from ditcast_runtime.steps import Stages, StepSource, detach
+from ditcast_runtime.warm_up import _uncached
 
 STEPS = 4
 CPU = torch.device("cpu")
@@ -179,6 +181,12 @@ def test_passes_are_counted(kind: type[Silent], passes: int) -> None:
         pipe(**arguments)
     assert counter.most == passes
     assert "_compiled_call_impl" not in vars(pipe.transformer.inner)
+
+
+def test_more_passes_than_cache_dit_can_tell_apart_are_not_cached() -> None:
+    """With three passes a step it would take the third for the next step, and mix its buffers."""
+    found = _uncached(FACTS, 3)
+    assert all(not each.possible and "3 times" in each.reason for each in found.cache_methods)
 
 
 class _Again(torch.nn.Module):
