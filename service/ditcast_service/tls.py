@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import grpc
 import structlog
@@ -42,7 +44,8 @@ class Certificates:
         """Give what a port is opened with."""
         return grpc.dynamic_ssl_server_credentials(
             _configuration(self._held),
-            self._changed,
+            # Its types leave out the None, by which it may say that nothing is new.
+            cast("Callable[[], grpc.ServerCertificateConfiguration]", self._changed),
             require_client_authentication=self._files.client_ca is not None,
         )
 

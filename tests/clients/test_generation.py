@@ -27,6 +27,7 @@ from ditcast.v1.generation_pb2 import (
     DisconnectPolicy,
     GenerationEvent,
     GenerationState,
+    InputImage,
     InputImageRole,
     Restarted,
 )
@@ -144,7 +145,12 @@ async def test_pictures_come_from_files_bytes_and_messages(
     server.service.script = success(PICTURE)
     (tmp_path / "a.png").write_bytes(b"a")
     mask = input_image(b"c", InputImageRole.INPUT_IMAGE_ROLE_MASK)
-    pictures = [tmp_path / "a.png", str(tmp_path / "a.png"), b"b", mask]
+    pictures: list[Path | str | bytes | InputImage] = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        b"b",
+        mask,
+    ]
     await client.generate(prompt="a red cup", images=pictures).result()
     (sent,) = server.service.requests
     assert [image.data for image in sent.images] == [b"a", b"a", b"b", b"c"]

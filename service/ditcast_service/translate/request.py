@@ -1,7 +1,6 @@
 """What is asked for, out of a GenerateRequest; and how a request is told from another.
 
-Reading never stops at the first thing that cannot be: `validation` adds its own findings to those
-made here. What a later version brings is refused here, by name.
+Reading never stops at the first thing that cannot be: `validation` adds its own findings.
 """
 
 from __future__ import annotations
@@ -27,9 +26,6 @@ from ditcast_runtime.settings import CacheSettings, Problem
 from ditcast_service.translate.acceleration import cache_from_proto
 from ditcast_service.translate.values import from_value, seconds_of, to_word
 
-LATER = "it is not supported by this version yet"
-"""Reason of every field whose feature is still to come."""
-
 
 def request_from_proto(
     message: service_pb.GenerateRequest, images: tuple[InputImage, ...] = ()
@@ -38,7 +34,7 @@ def request_from_proto(
 
     `images` are its pictures, decoded: their bytes go another way.
     """
-    problems = _later(message)
+    problems: list[Problem] = []
     request = Request(
         prompt=message.prompt,
         negative_prompt=_optional(message, "negative_prompt"),
@@ -77,13 +73,6 @@ def digest(message: service_pb.GenerateRequest) -> bytes:
 
 def _optional(message: Message, name: str) -> Any:  # noqa: ANN401 (the field's own type)
     return getattr(message, name) if message.HasField(name) else None
-
-
-def _later(message: service_pb.GenerateRequest) -> list[Problem]:
-    """Refuse what only a later version can do."""
-    asked = {
-    }
-    return [Problem(name, LATER) for name, wanted in asked.items() if wanted]
 
 
 def _adapters(message: service_pb.GenerateRequest) -> tuple[AdapterWeight, ...]:
