@@ -38,9 +38,7 @@ _MEDIA_TYPES: Final = {
 }
 
 
-def resolve(
-    path: Path | None, name: str | None
-) -> tuple[Path | None, OutputFormat.ValueType]:
+def resolve(path: Path | None, name: str | None) -> tuple[Path | None, OutputFormat.ValueType]:
     """Settle where to write and in what form; one follows from the other.
 
     With neither the form is the server's default, and the file is called by what comes.
