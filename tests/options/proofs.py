@@ -19,6 +19,10 @@ REFUSED: dict[str, set[str]] = defaultdict(set)
 """Tests by the option whose refusal they observe."""
 
 
+HANDED: dict[str, set[str]] = defaultdict(set)
+"""Tests by the option that they see arrive at cache-dit, where its effect needs an accelerator."""
+
+
 def proves(*options: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Say of which options a test observes the effect."""
     return _noting(PROVEN, options)
@@ -27,6 +31,11 @@ def proves(*options: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def refuses(*options: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Say which options a test sees refused, where they could not be had."""
     return _noting(REFUSED, options)
+
+
+def hands_over(*options: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Say which options a test sees arrive at cache-dit."""
+    return _noting(HANDED, options)
 
 
 def _noting(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from tests.options.proofs import PROVEN, REFUSED, ROOT
+from tests.options.proofs import HANDED, PROVEN, REFUSED, ROOT
 
 from ditcast_runtime.settings import (
     CACHE_DIT_ATTENTION,
@@ -35,6 +35,7 @@ MODULES = (
     "attention",
     "calibrators",
     "parallelism",
+    "passed_on",
     "prune",
     "refusals",
     "steps",
@@ -55,7 +56,8 @@ Every option of cache-dit {version} that the contract has, under its path in `Co
 what is known of it:
 
 - *CPU*: a test observes its effect on a CPU. Nothing has been run on a GPU yet.
-- *passed on*: it needs an accelerator: it is checked, translated and handed to cache-dit.
+- *passed on*: it needs an accelerator: it is checked, translated and handed to cache-dit, as a test
+  sees; of attention, one sees that it is refused where it does not run.
 - *refused*: it can never be had, and the reason is said.
 
 Where a machine or a pipeline cannot do something, the server says so when it starts
@@ -83,6 +85,7 @@ class Row:
     path: str
     default: str
     proven: tuple[str, ...]
+    handed_over: tuple[str, ...]
     refused: tuple[str, ...]
 
     @property
@@ -98,7 +101,7 @@ class Row:
             f"`{self.path}`",
             self.default,
             self.state,
-            *map(_tests, (self.proven, self.refused)),
+            *map(_tests, (self.proven or self.handed_over, self.refused)),
         )
         return f"| {' | '.join(cells)} |"
 
@@ -112,13 +115,13 @@ def rows() -> list[Row]:
     for name in MODULES:
         importlib.import_module(f"tests.options.test_{name}")
     options = dict(_options())
-    if strangers := sorted({*PROVEN, *REFUSED} - {*options}):
+    if strangers := sorted({*PROVEN, *HANDED, *REFUSED} - {*options}):
         raise LookupError(f"tests name options that are none: {strangers}")
     found = [
-        Row(path, default, tuple(sorted(PROVEN[path])), tuple(sorted(REFUSED[path])))
+        Row(path, default, *(tuple(sorted(notes[path])) for notes in (PROVEN, HANDED, REFUSED)))
         for path, default in options.items()
     ]
-    unknown = [row.path for row in found if row.state == "refused" and not row.refused]
+    unknown = [row.path for row in found if not (row.proven or row.handed_over or row.refused)]
     if unknown:
         raise LookupError(f"no test says what these do: {unknown}")
     return found

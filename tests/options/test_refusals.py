@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cache_dit import QuantizeBackend
 from diffusers import UNet2DConditionModel
 from tests.options import control, tiny
 from tests.options.proofs import refuses
@@ -82,10 +83,13 @@ def test_attention_that_cannot_be_exchanged_is_refused() -> None:
 
 @refuses("quantize.quant_type", *(f"quantize.quant_type: {name}" for name in QUANT_TYPES))
 @pytest.mark.parametrize("kind", QUANT_TYPES)
-def test_no_kind_of_quantisation_runs_without_cuda_or_its_library(kind: str) -> None:
+def test_no_kind_of_quantisation_runs_without_cuda_or_its_library(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """cache-dit asserts CUDA for each; with it, torchao or its own kernels must be there."""
     asked = Acceleration(quantize=QuantizeSettings(quant_type=kind))
     assert set(refusals(asked)) == {"quantize.quant_type"}
+    monkeypatch.setattr(QuantizeBackend, "is_supported", lambda _: False)
     reason = support.quantize_fault(kind, torch.bfloat16, ELSEWHERE)
     assert ("CUDA kernels" if kind.startswith("svdq") else "needs torchao") in reason
 
