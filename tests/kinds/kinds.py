@@ -151,7 +151,6 @@ KINDS = (
         num_frames=9,
         guidance_scale=6.0,
         negative_prompt="dull",
-        kwargs={"max_sequence_length": 32},
     ),
     Kind(
         name="chroma",

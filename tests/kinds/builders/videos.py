@@ -196,7 +196,6 @@ def cog_video_x() -> object:
             sample_width=8,
             sample_height=8,
             sample_frames=9,
-            max_text_seq_length=32,
         ),
         scheduler=CogVideoXDDIMScheduler(),
     )
