@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.rpc import error_details_pb2 as details
@@ -70,8 +71,9 @@ async def test_a_path_that_cannot_be_is_named(
     assert served.engine.configuration == CURRENT
 
 
-def use(served: Served) -> None:
-    """Have the server run with the configuration of this file."""
+def use(served: Served, device: str = "cpu") -> None:
+    """Have the server run with the configuration of this file, on some device."""
+    served.engine.facts_now = msgspec.structs.replace(served.engine.facts_now, device=device)
     served.engine.initial_configuration = INITIAL
     served.engine.configuration = CURRENT
     served.engine.history = {INITIAL.revision: INITIAL, CURRENT.revision: CURRENT}
@@ -139,7 +141,7 @@ async def test_no_change_keeps_the_revision(served: Served, *, validate_only: bo
 
 async def test_a_reload_must_be_allowed(served: Served) -> None:
     """Without allow_reload: FAILED_PRECONDITION, a NEEDS_RELOAD a field, and nothing applied."""
-    use(served)
+    use(served, "cuda")  # Quantised on no other.
     found = await refused(served, RELOADING, StatusCode.FAILED_PRECONDITION)
     assert [(each.type, each.subject) for each in found.violations] == [
         ("NEEDS_RELOAD", "attention_backend"),
@@ -150,7 +152,7 @@ async def test_a_reload_must_be_allowed(served: Served) -> None:
 
 async def test_an_allowed_reload_is_told_from_what_is_live(served: Served) -> None:
     """With allow_reload each field says whether it took a reload."""
-    use(served)
+    use(served, "cuda")  # Quantised on no other.
     request = service_pb.ConfigureRequest()
     request.CopyFrom(RELOADING)
     request.allow_reload = True
