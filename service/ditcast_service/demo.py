@@ -21,7 +21,7 @@ from typing import IO
 from ditcast_runtime.config import STARTER_MODEL
 
 CACHE = STARTER_MODEL / "cache.yaml"
-"""What is recommended for the embedded model, by measurement: it ships with it."""
+"""The cache settings that ship with the embedded model."""
 
 PICTURE = Path("out") / "demo.png"
 REQUEST = (

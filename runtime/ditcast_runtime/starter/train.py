@@ -1,0 +1,146 @@
+"""Makes the embedded model from nothing: `make starter`, which runs this module.
+
+Seven stages, each of which needs only what those before it left in the work folder: text encoder,
+autoencoder, pictures (as latents, with their captions), transformer, assembly, judgement, contact
+sheet. Started again after an interruption, it goes on where it was: finished stages are skipped,
+and the long ones keep checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ditcast_runtime.starter import judge, latents, text_encoder, transformer, vae
+from ditcast_runtime.starter.assemble import assemble
+from ditcast_runtime.starter.contact_sheet import contact_sheet
+from ditcast_runtime.starter.latents import SamplesPlan
+from ditcast_runtime.starter.painter import Painter
+from ditcast_runtime.starter.text_encoder import TextEncoderPlan
+from ditcast_runtime.starter.transformer import TransformerPlan
+from ditcast_runtime.starter.vae import VaePlan
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How long everything takes."""
+
+    text_encoder: TextEncoderPlan
+    vae: VaePlan
+    samples: SamplesPlan
+    transformer: TransformerPlan
+    judged_captions: int
+    judged_steps: tuple[int, ...]
+
+
+FULL = Plan(
+    text_encoder=TextEncoderPlan(),
+    vae=VaePlan(),
+    samples=SamplesPlan(),
+    transformer=TransformerPlan(),
+    judged_captions=200,
+    judged_steps=(20, 50),
+)
+TINY = Plan(
+    text_encoder=text_encoder.TINY,
+    vae=vae.TINY,
+    samples=latents.TINY,
+    transformer=transformer.TINY,
+    judged_captions=4,
+    judged_steps=(2,),
+)
+"""Goes through everything in less than a minute, and learns nothing."""
+
+
+class OtherRun(Exception):
+    """The work folder holds a run with another plan, whose stages must not be mixed with this."""
+
+    def __init__(self, work: Path) -> None:
+        super().__init__(f"{work} holds another run: name another folder with --work, or empty it")
+        self.work = work
+
+
+class Run:
+    """One training run: its folder, and which of its stages are finished."""
+
+    def __init__(self, plan: Plan, work: Path) -> None:
+        """Begin or go on in a folder.
+
+        Raises:
+            OtherRun: the folder is another run's.
+        """
+        self._record = work / "run.json"
+        self._plan = json.loads(json.dumps(dataclasses.asdict(plan)))
+        self._finished: dict[str, float] = {}
+        work.mkdir(parents=True, exist_ok=True)
+        if self._record.exists():
+            found = json.loads(self._record.read_text())
+            if found["plan"] != self._plan:
+                raise OtherRun(work)
+            self._finished = found["finished"]
+        self._write()
+
+    def stage(self, name: str, do: Callable[[], None]) -> None:
+        """Do a stage, unless it is finished already."""
+        if name in self._finished:
+            print(f"{name}: finished before, in {self._finished[name]:.0f} s", flush=True)
+            return
+        print(f"{name}:", flush=True)
+        began = time.monotonic()
+        do()
+        self._finished[name] = round(time.monotonic() - began, 1)
+        self._write()
+        print(f"{name}: finished in {self._finished[name]:.0f} s", flush=True)
+
+    def _write(self) -> None:
+        # In one go: a record cut off in the middle would lose the run.
+        fresh = self._record.with_suffix(".new")
+        fresh.write_text(json.dumps({"plan": self._plan, "finished": self._finished}, indent=2))
+        fresh.replace(self._record)
+
+
+def train(plan: Plan, work: Path, output: Path, device: torch.device) -> None:
+    """Go through all stages; the pipeline is in `output` afterwards, figures in `work`."""
+    run = Run(plan, work)
+    run.stage(
+        "text encoder", lambda: text_encoder.train_text_encoder(work, plan.text_encoder, device)
+    )
+    run.stage("autoencoder", lambda: vae.train_vae(work, plan.vae, device))
+    run.stage("pictures", lambda: latents.draw_samples(work, plan.samples, device))
+    run.stage("transformer", lambda: transformer.train_transformer(work, plan.transformer, device))
+    run.stage("assembly", lambda: assemble(work, output))
+    run.stage("judgement", lambda: _judge(plan, work, output, device))
+    run.stage("contact sheet", lambda: _draw_sheet(work, output, device))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="a minute, to see that it works")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--work", type=Path, default=Path("build/starter"), help="checkpoints")
+    parser.add_argument("--output", type=Path, help="the pipeline's folder; unset: inside --work")
+    options = parser.parse_args(arguments)
+    output = options.output or options.work / "qwen-image-starter"
+    plan = TINY if options.tiny else FULL
+    train(plan, options.work, output, torch.device(options.device))
+    print(f"The model is in {output}; serve it with: ditcast serve --model {output}")
+
+
+def _judge(plan: Plan, work: Path, output: Path, device: torch.device) -> None:
+    task, asked = judge.held_out_task(plan.judged_captions), judge.manners(plan.judged_steps)
+    judge.store(judge.judge_folder(output, device, task, asked), work / "judgement.json")
+
+
+def _draw_sheet(work: Path, output: Path, device: torch.device) -> None:
+    contact_sheet(Painter.load(output, device)).save(work / "contact-sheet.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
