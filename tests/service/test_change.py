@@ -232,14 +232,14 @@ def test_pruning_does_not_go_with_a_split_sequence() -> None:
 
 
 def test_a_split_that_the_defaults_do_not_fit_is_refused() -> None:
-    """Requests that name no size must be possible under the new degrees."""
+    """Requests that name no size must be possible under new degrees that want equal parts."""
     facts = msgspec.structs.replace(EVERYWHERE, default_width=48, default_height=48)
     current = dataclasses.replace(
         SPLIT,
         parallelism=ParallelismSettings(tensor_parallel_degree=2, ulysses_anything=False),
         defaults=GenerationDefaults(width=48),
     )
-    back = asking("parallelism", parallelism={"ulysses_degree": 2})
+    back = asking("parallelism", parallelism={"ulysses_degree": 2, "ulysses_anything": False})
     [problem] = planned(back, current=current, facts=facts, world_size=2).problems
     assert problem.field == "defaults.width"
     assert "cannot split into 2" in problem.reason
