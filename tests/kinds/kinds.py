@@ -186,7 +186,7 @@ KINDS = (
         guidance_scale=5.0,
         negative_prompt="dull",
         cached=False,
-        two_ranks="cache-dit does not know",
+        two_ranks="cache-dit does not know StableDiffusionXLPipeline",
     ),
     Kind(
         name="aura_flow",

@@ -23,9 +23,11 @@ generated over gRPC on CPUs, {steps} steps with cache-dit's cache in force
 
 - *1 rank*: the output has the same bytes as a direct call of the pipeline in process, with the same
   settings and as many threads, again after a cancel too.
-- *2 ranks*: largest difference of the final latents to one rank, under Ulysses.
+- *2 ranks*: largest difference of the final latents to one rank, under Ulysses; or why two ranks
+  are refused when the server starts.
 - *Cached*: steps of {steps} that the cache saved; *passes*: runs of the transformer in each step.
-- *Left at*: the step at which a generation was gone that was cancelled after its third.
+- *Left at*: the last step that was told of a generation that was cancelled when the client read of
+  its third; where a step takes a millisecond, some go by while the cancel is on its way.
 
 Nothing in the server names a kind: what is special about one comes from its signature, its
 configuration, cache-dit's registry, and calls of the pipeline that are watched while it loads.
@@ -52,6 +54,11 @@ def keep(row: Row) -> None:
     """Keep what was shown, and write the file anew once that is so of every kind."""
     KEPT.mkdir(parents=True, exist_ok=True)
     (KEPT / row.kind).write_bytes(msgspec.json.encode(row))
+    write()
+
+
+def write() -> None:
+    """Write the file anew if something was shown of every kind."""
     if all((KEPT / kind.name).is_file() for kind in KINDS):
         kept = (KEPT / kind.name for kind in KINDS)
         PATH.write_text(
@@ -89,7 +96,7 @@ def _cells(kind: Kind, row: Row) -> list[str]:
     return [
         title(kind),
         "same bytes",
-        kind.two_ranks or f"{row.two_ranks:.0e}",
+        kind.two_ranks or (f"{row.two_ranks:.0e}" if row.two_ranks else "0"),
         f"{row.cached} of {STEPS}" if kind.cached else "not cached: a warning says so",
         str(kind.passes),
         ", ".join(row.blocks) or "none",
