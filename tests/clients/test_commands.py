@@ -102,8 +102,8 @@ async def test_generate_writes_the_picture_and_says_what_happened(
         "steps   5: 3 computed, 2 cached",
         "time    700 ms, with warm-up excluded",
         (
-            "        queued 0 s, prepare 0 s (prompt 0 s), denoise 600 ms (a step 120 ms), decode 0 s, "
-            "encode 0 s"
+            "        queued 0 s, prepare 0 s (prompt 0 s), denoise 600 ms (a step 120 ms), "
+            "decode 0 s, encode 0 s"
         ),
         "memory  rank 0: 3.0 MiB at most, 5.0 GiB free",
     ]
