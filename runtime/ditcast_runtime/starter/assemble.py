@@ -44,19 +44,17 @@ def scheduler() -> Any:
     )
 
 
-def load_parts(work: Path) -> Any:
-    """Read the trained parts from the folders in `work`, in float32."""
-    text_encoder: Any = Qwen2_5_VLForConditionalGeneration
-    return partial_pipeline(
-        scheduler=scheduler(),
-        vae=AutoencoderKLQwenImage.from_pretrained(work / "vae"),
-        text_encoder=text_encoder.from_pretrained(work / "text_encoder", dtype=torch.float32),
-        tokenizer=Qwen2Tokenizer.from_pretrained(work / "tokenizer"),
-        transformer=QwenImageTransformer2DModel.from_pretrained(work / "transformer"),
-    )
-
-
 def assemble(work: Path, output: Path) -> None:
-    """Write the pipeline, in float16, and what the service assumes for unset fields."""
-    load_parts(work).to(torch.float16).save_pretrained(output)
+    """Write the trained parts as a pipeline in float16, and what unset request fields become."""
+    half = torch.float16
+    text_encoder: Any = Qwen2_5_VLForConditionalGeneration
+    partial_pipeline(
+        scheduler=scheduler(),
+        vae=AutoencoderKLQwenImage.from_pretrained(work / "vae", torch_dtype=half),
+        text_encoder=text_encoder.from_pretrained(work / "text_encoder", dtype=half),
+        tokenizer=Qwen2Tokenizer.from_pretrained(work / "tokenizer"),
+        transformer=QwenImageTransformer2DModel.from_pretrained(
+            work / "transformer", torch_dtype=half
+        ),
+    ).save_pretrained(output)
     (output / "ditcast.yaml").write_text(SERVED_DEFAULTS)
