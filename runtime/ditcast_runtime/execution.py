@@ -34,6 +34,7 @@ from ditcast_runtime.messages import (
     Step,
 )
 from ditcast_runtime.outputs import Made, NotFinite, OtherSize
+from ditcast_runtime.passes import PassesDiffer
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.previews.previewer import Previewer, Previewing, Sketch
 from ditcast_runtime.steps import ScheduleRefused, Stopwatch
@@ -260,7 +261,7 @@ def failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
             return FailureKind.NAN_OUTPUT
         case SettingsDiffer():
             return FailureKind.SETTINGS_DIFFER
-        case ScheduleRefused() | OtherSize():
+        case ScheduleRefused() | OtherSize() | PassesDiffer():
             return FailureKind.REFUSED
         case ValueError() | TypeError() if not prepared:
             return FailureKind.REFUSED

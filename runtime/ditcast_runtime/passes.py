@@ -8,6 +8,12 @@ from typing import Any
 
 import torch
 
+from ditcast_runtime.steps import Watcher
+
+
+class PassesDiffer(Exception):
+    """A step ran its transformer more or less often than the cache was set for."""
+
 
 class Passes:
     """Counts how often each transformer runs in a step: watches a generation, and tells nobody."""
@@ -41,13 +47,17 @@ class Passes:
                 if before is not None:
                     module._compiled_call_impl = before  # noqa: SLF001
 
+    def take(self) -> int:
+        """Give the calls of one transformer in the step that ended, and begin with the next."""
+        calls, self._calls = self._calls, [0] * len(self._calls)
+        return max(calls, default=0)
+
     def denoising_began(self, sigmas: tuple[float, ...]) -> None:
         """Tell nobody."""
 
     def step_ended(self, *_: object, **__: object) -> None:
         """Begin to count the next step."""
-        self._most = max([self._most, *self._calls])
-        self._calls = [0] * len(self._calls)
+        self._most = max(self._most, self.take())
 
     def denoising_ended(self) -> None:
         """Tell nobody."""
@@ -61,6 +71,37 @@ class Passes:
             return run(*args, **kwargs)
 
         return call
+
+
+class CheckedPasses:
+    """Tells a watcher what it is told, and leaves at a step that the cache was not set for.
+
+    cache-dit counts passes and takes each for what comes next by its settings: with one too many or
+    too few it would mix what it keeps of the two, and say nothing.
+    """
+
+    def __init__(self, watcher: Watcher, passes: Passes, expected: int) -> None:
+        self._watcher = watcher
+        self._passes = passes
+        self._expected = expected
+
+    def denoising_began(self, sigmas: tuple[float, ...]) -> None:
+        """Tell it."""
+        self._watcher.denoising_began(sigmas)
+
+    def step_ended(self, step: int, total_steps: int, timestep: float, sigma: float | None) -> None:
+        """Look at the passes, then tell it."""
+        made = self._passes.take()
+        if made != self._expected:
+            raise PassesDiffer(
+                f"the cache is set for {self._expected} passes in each step, and step {step} made"
+                f" {made}: these arguments can only be had without a cache"
+            )
+        self._watcher.step_ended(step, total_steps, timestep, sigma)
+
+    def denoising_ended(self) -> None:
+        """Tell it."""
+        self._watcher.denoising_ended()
 
 
 def _has_joint_mask(given: dict[str, Any]) -> bool:

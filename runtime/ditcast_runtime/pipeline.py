@@ -21,6 +21,7 @@ from ditcast_runtime.generation import OutputFormat, Parameters
 from ditcast_runtime.image_parameters import image_parameters
 from ditcast_runtime.messages import Launch, ParameterKind
 from ditcast_runtime.outputs import Made, OtherSize, to_latents, to_pixels
+from ditcast_runtime.passes import CheckedPasses, Passes
 from ditcast_runtime.placement import Placement, check_placement
 from ditcast_runtime.preflight import check_acceleration
 from ditcast_runtime.source import Report
@@ -105,7 +106,16 @@ class Pipeline:
             NotFinite: the output holds NaN or infinity.
             NoLatents: the pipeline gives none.
             OtherSize: the pipeline makes another size than it was asked for.
+            PassesDiffer: a step made other passes than the cache was set for.
         """
+        expected = self.accelerator.expected_passes
+        if expected is None:
+            return self._run(arguments, watcher, form)
+        passes = Passes(self.accelerator.transformers, 1)
+        with passes.counted():
+            return self._run(arguments, CheckedPasses(watcher, passes, expected), form)
+
+    def _run(self, arguments: dict[str, Any], watcher: Watcher, form: OutputFormat) -> Made:
         stages = Stages(self.pipe, watcher, self.device)
         stages.attach(arguments)
         latents = form is OutputFormat.LATENT_SAFETENSORS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.distributed.generations import OFF
 from tests.distributed.servers import serve
 from tests.kinds import table
 from tests.kinds.conftest import Models
@@ -40,6 +41,29 @@ async def test_a_size_that_the_pipeline_would_change_is_refused(
             [violation] = refused.value.field_violations
             assert violation.field == "width"
             assert "128x128" in violation.description
+        server.stop()
+    finally:
+        server.clear_away()
+
+
+@pytest.mark.parametrize("kind", [BY_NAME["lumina2"]], ids=["lumina2"])
+async def test_passes_that_change_within_a_generation_are_not_cached(
+    kind: Kind, models: Models, tmp_path: Path
+) -> None:
+    """Lumina 2 can leave out the second pass from some step on: cache-dit would mix the two."""
+    server = serve(tmp_path, "--model", str(models.folder(kind)))
+    try:
+        async with server.client() as client:
+            changing: GenerateFields = {
+                **asked(kind),
+                "pipeline_kwargs": {**kind.kwargs, "cfg_trunc_ratio": 0.4},
+            }
+            with pytest.raises(InvalidArgument) as refused:
+                await client.generate(**changing).result()
+            [violation] = refused.value.field_violations
+            assert violation.field == "cache"
+            uncached: GenerateFields = {**changing, "cache": OFF}
+            await client.generate(**uncached).result()
         server.stop()
     finally:
         server.clear_away()

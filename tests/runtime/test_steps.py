@@ -16,7 +16,7 @@ from diffusers import (
 )
 from tests.service.fakes import FACTS
 
-from ditcast_runtime.passes import Passes
+from ditcast_runtime.passes import CheckedPasses, Passes, PassesDiffer
 from ditcast_runtime.steps import Stages, StepSource, detach
 from ditcast_runtime.warm_up import _uncached
 
@@ -183,6 +183,25 @@ def test_passes_are_counted(kind: type[Silent], passes: int) -> None:
     assert "_compiled_call_impl" not in vars(pipe.transformer.inner)
 
 
+@pytest.mark.parametrize("kind", [Silent, Calling])
+def test_a_step_of_other_passes_than_the_cache_is_set_for_is_not_gone_on_from(
+    kind: type[Silent],
+) -> None:
+    """The cache would take the pass for another's; the steps before it are told of."""
+    pipe, seen = kind(DDIMScheduler()), Seen()
+    pipe.transformer = _Again(2, then=1)
+    passes = Passes([pipe.transformer.inner], 1)
+    arguments: dict[str, Any] = {}
+    Stages(pipe, CheckedPasses(seen, passes, 2), CPU).attach(arguments)
+    with (
+        passes.counted(),
+        torch.inference_mode(),
+        pytest.raises(PassesDiffer, match="step 2 made 1"),
+    ):
+        pipe(**arguments)
+    assert [step for step, _ in seen.steps] == [1]
+
+
 def test_more_passes_than_cache_dit_can_tell_apart_are_not_cached() -> None:
     """With three passes a step it would take the third for the next step, and mix its buffers."""
     found = _uncached(FACTS, 3)
@@ -190,15 +209,17 @@ def test_more_passes_than_cache_dit_can_tell_apart_are_not_cached() -> None:
 
 
 class _Again(torch.nn.Module):
-    """Runs another one several times."""
+    """Runs another one several times, and from the second time on so many."""
 
-    def __init__(self, times: int) -> None:
+    def __init__(self, times: int, then: int | None = None) -> None:
         super().__init__()
         self.inner = torch.nn.Linear(1, 1)
         self.times = times
+        self.then = times if then is None else then
 
     def forward(self, given: torch.Tensor) -> torch.Tensor:
         """Run it."""
         for _ in range(self.times):
             given = self.inner(given)
+        self.times = self.then
         return given

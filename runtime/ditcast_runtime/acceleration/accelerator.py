@@ -110,6 +110,13 @@ class Accelerator:
         """What `switch` has verified: the settings, and the steps their mask is laid out for."""
         return self._held
 
+    @property
+    def expected_passes(self) -> int | None:
+        """Runs of a transformer in each step that the cache is set for; None: nothing is cached."""
+        if self._held is None or isinstance(self._held[0].method, Disabled):
+            return None
+        return 2 if self._two_passes else 1
+
     def mode_faults(self) -> dict[str, str]:
         """Say of each way of splitting why this pipeline cannot have it here; empty: it can."""
         known = self.transformers if self.cacheable else ()
