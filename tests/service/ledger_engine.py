@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.service.fakes import CONFIGURATION, FACTS, chunks, completed, step
 
 from ditcast_runtime.accepted import Generation, Submission
-from ditcast_runtime.config import Configuration, EngineConfig
+from ditcast_runtime.config import Adapter, Configuration, EngineConfig
 from ditcast_runtime.events import Started
 from ditcast_runtime.generation import State
 from ditcast_runtime.ledger import Ledger
@@ -35,6 +35,11 @@ class LedgerEngine:
     def configuration(self) -> Configuration:
         """What is in force."""
         return CONFIGURATION
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """What is loaded: nothing."""
+        return ()
 
     def submit(self, submission: Submission) -> Generation:
         """Take a generation."""

@@ -15,6 +15,7 @@ from ditcast_service.refusals import (
     NotAppliedInTime,
     RevisionMismatch,
     Unauthenticated,
+    UnknownAdapterFile,
 )
 from ditcast_service.status import Fault, status_of
 
@@ -45,6 +46,10 @@ CASES = [
     (errors.ReloadFailed("out of memory"), 9, "RELOAD_FAILED", "PreconditionFailure"),
     (RevisionMismatch(2, 3), 10, "REVISION_MISMATCH", ""),
     (NeedsReload((Problem("quantize", "b"),)), 9, "NEEDS_RELOAD", "PreconditionFailure"),
+    (errors.UnknownAdapter("x"), 5, "ADAPTER_NOT_FOUND", "ResourceInfo"),
+    (UnknownAdapterFile("x" * 5000), 5, "ADAPTER_FILE_NOT_FOUND", "ResourceInfo"),
+    (errors.AdapterNameTaken("x", "y"), 6, "ADAPTER_NAME_TAKEN", "ResourceInfo"),
+    (errors.AdapterRefused("x", "y"), 9, "ADAPTER_REFUSED", "PreconditionFailure"),
     (NotAppliedInTime(), 4, "NOT_APPLIED", ""),
     (Unauthenticated("the token is not known"), 16, "UNAUTHENTICATED", ""),
     (MissingScope("admin"), 7, "MISSING_SCOPE", ""),
