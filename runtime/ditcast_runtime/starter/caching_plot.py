@@ -28,7 +28,10 @@ def plot(found: list[Figures], recommended: str, path: Path) -> None:
     steps.set_ylabel(f"cached steps of {found[0].steps}")
     likeness.set_ylabel("PSNR to the uncached picture, mean, dB")
     for panel in (steps, likeness):
+        thresholds = sorted({each.options["residual_diff_threshold"] for each in swept})
         panel.set_xscale("log")
+        panel.set_xticks(thresholds, [f"{threshold:g}" for threshold in thresholds])
+        panel.minorticks_off()
         panel.set_xlabel("residual_diff_threshold of the reference settings")
         panel.legend()
     _scatter(gain, found, recommended)
