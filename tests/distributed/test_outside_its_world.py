@@ -1,4 +1,4 @@
-"""What the embedded model was not made for: it gives some picture of the size asked for, no failure."""
+"""What the embedded model was not made for: some picture of the size asked for, and no failure."""
 
 from __future__ import annotations
 
