@@ -73,6 +73,12 @@ KINDS = (
     ),
     Kind(name="flux", pipeline="FluxPipeline", kwargs={"max_sequence_length": 48}),
     Kind(
+        name="flux2",
+        pipeline="Flux2Pipeline",
+        threshold=2.0,
+        guidance_scale=4.0,
+    ),
+    Kind(
         name="flux2_klein",
         pipeline="Flux2KleinPipeline",
         threshold=2.0,

@@ -16,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -132,6 +133,18 @@ def flux() -> object:
             guidance_embeds=True,
             axes_dims_rope=(4, 4, 8),
         ),
+    )
+
+
+def flux2() -> object:
+    """Make a `Flux2Pipeline`: guidance as an embedding."""
+    return Flux2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_flux2_vae(),
+        text_encoder=texts.mistral(),
+        # Not the usual processor, which needs torchvision.
+        tokenizer=texts.qwen_tokenizer(),
+        transformer=_flux2_transformer(guidance_embeds=True),
     )
 
 

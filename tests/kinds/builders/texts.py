@@ -16,6 +16,8 @@ from transformers import (
     GemmaTokenizer,
     LlamaConfig,
     LlamaTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -49,7 +51,8 @@ _SPECIAL = (
 )
 _CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{{ message['content'][0]['text'] }}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -124,6 +127,24 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     )
     tokenizer.chat_template = _CHAT
     return tokenizer
+
+
+def mistral() -> Mistral3ForConditionalGeneration:
+    """Make an encoder for `qwen_tokenizer` with the 30 layers of which FLUX.2 takes three."""
+    words = qwen_tokenizer()
+    text = {"model_type": "mistral", **_decoder_options(len(words)), "num_hidden_layers": 31}
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": HEADS,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    picture = words.convert_tokens_to_ids("<|image_pad|>")
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=picture)
+    return Mistral3ForConditionalGeneration(config)
 
 
 def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
