@@ -66,6 +66,7 @@ KINDS = (
     Kind(
         name="qwen_image_edit",
         pipeline="QwenImageEditPipeline",
+        note="it needs torchvision for its usual processor; here it has another of transformers",
         image=True,
         true_cfg_scale=3.0,
         negative_prompt="dull",
@@ -75,12 +76,14 @@ KINDS = (
     Kind(
         name="flux2",
         pipeline="Flux2Pipeline",
+        note="it needs torchvision for its usual processor; here it has a tokenizer alone",
         threshold=2.0,
         guidance_scale=4.0,
     ),
     Kind(
         name="flux2_klein",
         pipeline="Flux2KleinPipeline",
+        note="differences of this noise are over 1, from where on none is measured",
         threshold=2.0,
         guidance_scale=3.0,
         kwargs={"max_sequence_length": 48},
@@ -161,6 +164,7 @@ KINDS = (
     Kind(
         name="chroma",
         pipeline="ChromaPipeline",
+        note="cache-dit puts the ranks' parts of text and picture in another order than the mask's",
         two_ranks="cache-dit does not split the mask",
         guidance_scale=4.0,
         negative_prompt="dull",
@@ -170,6 +174,7 @@ KINDS = (
     Kind(
         name="hidream",
         pipeline="HiDreamImagePipeline",
+        note="it makes 128 latents a side of any size: a size that it would change is refused",
         two_ranks=UNSPLIT,
         width=128,
         height=128,
@@ -197,6 +202,7 @@ KINDS = (
     Kind(
         name="aura_flow",
         pipeline="AuraFlowPipeline",
+        note="differences of this noise are over 1, from where on none is measured",
         threshold=2.0,
         two_ranks=UNSPLIT,
         guidance_scale=3.5,

@@ -142,7 +142,7 @@ def mistral() -> Mistral3ForConditionalGeneration:
         "image_size": 32,
         "patch_size": 8,
     }
-    picture = words.convert_tokens_to_ids("<|image_pad|>")
+    picture: Any = words.convert_tokens_to_ids("<|image_pad|>")
     config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=picture)
     return Mistral3ForConditionalGeneration(config)
 
