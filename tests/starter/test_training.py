@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -60,3 +61,13 @@ def test_only_finished_stages_are_skipped(tmp_path: Path) -> None:
     run.stage("one", lambda: done.append("one again"))
     run.stage("two", lambda: done.append("two"))
     assert done == ["one", "two"]
+
+
+def test_what_follows_a_new_stage_is_done_again(tmp_path: Path) -> None:
+    """A transformer trained for longer is assembled and judged again."""
+    done: list[str] = []
+    for steps in (1, 2):
+        run = Run({}, tmp_path)
+        for name in ("autoencoder", f"transformer, {steps} steps", "assembly"):
+            run.stage(name, functools.partial(done.append, name))
+    assert done[3:] == ["transformer, 2 steps", "assembly"]

@@ -29,6 +29,7 @@ class Run:
         self._record = work / "run.json"
         self._plan = json.loads(json.dumps(plan))  # as it will be read again
         self._finished: dict[str, float] = {}
+        self._changed = False  # what comes after a stage that was done now is done again, too
         work.mkdir(parents=True, exist_ok=True)
         if self._record.exists():
             found = json.loads(self._record.read_text())
@@ -38,13 +39,14 @@ class Run:
         self._write()
 
     def stage(self, name: str, do: Callable[[], None]) -> None:
-        """Do a stage, unless it is finished already."""
-        if name in self._finished:
+        """Do a stage, unless it is finished and so is all before it."""
+        if name in self._finished and not self._changed:
             print(f"{name}: finished before, in {self._finished[name]:.0f} s", flush=True)
             return
         print(f"{name}:", flush=True)
         began = time.monotonic()
         do()
+        self._changed = True
         self._finished[name] = round(time.monotonic() - began, 1)
         self._write()
         print(f"{name}: finished in {self._finished[name]:.0f} s", flush=True)

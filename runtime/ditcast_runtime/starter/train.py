@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,13 +59,17 @@ TINY = Plan(
 
 def train(plan: Plan, work: Path, output: Path, device: torch.device) -> None:
     """Go through all stages; the pipeline is in `output` afterwards, figures in `work`."""
-    run = Run(dataclasses.asdict(plan), work)
+    run = Run(_without_length(plan), work)
     run.stage(
         "text encoder", lambda: text_encoder.train_text_encoder(work, plan.text_encoder, device)
     )
     run.stage("autoencoder", lambda: vae.train_vae(work, plan.vae, device))
     run.stage("pictures", lambda: latents.draw_samples(work, plan.samples, device))
-    run.stage("transformer", lambda: transformer.train_transformer(work, plan.transformer, device))
+    length = f"{plan.transformer.shallow_steps} + {plan.transformer.steps} steps"
+    run.stage(
+        f"transformer, {length}",
+        lambda: transformer.train_transformer(work, plan.transformer, device),
+    )
     run.stage("assembly", lambda: assemble(work, output))
     run.stage("judgement", lambda: _judge(plan, work, output, device))
     run.stage("contact sheet", lambda: _draw_sheet(work, output, device))
@@ -76,12 +81,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a minute, to see that it works")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--work", type=Path, default=Path("build/starter"), help="checkpoints")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="of the transformer's last stage; with more than before it goes on where it was",
+    )
     parser.add_argument("--output", type=Path, help="the pipeline's folder; unset: inside --work")
     options = parser.parse_args(arguments)
     output = options.output or options.work / "qwen-image-starter"
     plan = TINY if options.tiny else FULL
+    if options.steps is not None:
+        longer = dataclasses.replace(plan.transformer, steps=options.steps)
+        plan = dataclasses.replace(plan, transformer=longer)
     train(plan, options.work, output, torch.device(options.device))
     print(f"The model is in {output}; serve it with: ditcast serve --model {output}")
+
+
+def _without_length(plan: Plan) -> dict[str, Any]:
+    """Say what makes a run: how long the transformer is trained does not, it may go on."""
+    said = dataclasses.asdict(plan)
+    for steps in ("shallow_steps", "steps"):
+        del said["transformer"][steps]
+    return said
 
 
 def _judge(plan: Plan, work: Path, output: Path, device: torch.device) -> None:
