@@ -66,6 +66,11 @@ class _TimedExecution(Execution):
         self.ends.append(cpu)
 
 
+def _in_silence(stage: str, done: int = 0, total: int = 0) -> None:
+    """Tell nobody how far loading is."""
+    del stage, done, total
+
+
 class _Bench:
     """One loaded rank and its two ways to run a generation."""
 
@@ -76,10 +81,10 @@ class _Bench:
         self._control = ControlGroup(launch.rank, launch.world_size)
         device = resolve_device(launch.device, launch.rank)
         source = locate(launch)
-        self._pipeline = Pipeline.load(launch, source.folder, device, lambda *_: None)
+        self._pipeline = Pipeline.load(launch, source.folder, device, _in_silence)
         defaults = facts.model_defaults(source.folder)
         found = facts.describe(self._pipeline, launch, source, defaults)
-        warm_up(self._pipeline, launch, found)
+        found = warm_up(self._pipeline, launch, found)
         self._separate_cfg = found.separate_cfg
         self._parameters = _parameters(launch, steps)
         self._number = 0

@@ -22,7 +22,9 @@ def offload_blocks(block_lists: tuple[BlockList, ...], device: torch.device) -> 
     for entry in block_lists:
         names.setdefault(entry.transformer, []).extend(_names(entry))
     streams: dict[str, Any] = {"async_transfer": True, "transfer_buckets": 1}
-    ahead = streams | {"prefetch_limit": True} if device.type == "cuda" else {}
+    ahead: dict[str, Any] = {}
+    if device.type == "cuda":
+        ahead = streams | {"prefetch_limit": True}
     for transformer, blocks in names.items():
         layerwise_offload(
             transformer,
