@@ -9,7 +9,8 @@ precision of bfloat16. It differs in four ways, each of which a profile asked fo
 - The five projections of a stream (query, turned query, key, turned key, value) are one product.
 - Attention is written out: at 16 features a head, PyTorch's fused attention takes five times
   longer on the way back.
-- GELU and softmax keep what their gradients need, instead of computing exponentials again.
+- GELU and softmax have gradients of their own, of the fewest operations; softmax keeps its result
+  instead of computing exponentials again.
 
 Shapes: n samples, s image tokens, l text tokens, h heads of d features, w = h d features in all.
 """
@@ -161,7 +162,7 @@ def _turn(rows: Tensor) -> Tensor:
 
 
 class _Gelu(torch.autograd.Function):
-    """GELU in its tanh form, which is x sigmoid(u(x)); keeps its derivative."""
+    """GELU in its tanh form, which is x sigmoid(u(x)), with its derivative in the same terms."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
