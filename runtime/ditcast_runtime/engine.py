@@ -391,4 +391,3 @@ class Engine:
         self.phase = phase
         for listener in self._listeners:
             listener(phase)
-

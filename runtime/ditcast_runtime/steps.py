@@ -150,10 +150,19 @@ class Stages:
         if self._began:
             return
         self._began = True
-        if not all(math.isfinite(level) for level in (*self._timesteps, *self._sigmas)):
-            count = len(self._timesteps)
-            raise ScheduleRefused(f"the scheduler has no finite noise levels for {count} steps")
+        self._refuse_impossible(scheduler)
         self._watcher.denoising_began(self._sigmas)
+
+    def _refuse_impossible(self, scheduler: Any) -> None:
+        count = len(self._timesteps)
+        if not all(math.isfinite(level) for level in (*self._timesteps, *self._sigmas)):
+            raise ScheduleRefused(f"the scheduler has no finite noise levels for {count} steps")
+        # Schedulers without sigmas look noise levels up by timestep, and some lay out more of them
+        # than there are: DDIM with an offset and as many steps as it was trained with.
+        known = getattr(scheduler, "alphas_cumprod", None)
+        beyond = known is not None and max(self._timesteps, default=0) >= len(known)
+        if beyond and not self._sigmas:
+            raise ScheduleRefused(f"the scheduler has no noise levels for {count} steps")
 
     def end(self) -> None:
         """Take note that a denoising loop ended."""

@@ -274,6 +274,13 @@ class _Resolution:
             message = "negative_prompt has no effect unless true_cfg_scale is over 1"
             self.warnings.append(RequestWarning(field="negative_prompt", message=message))
 
+    def _warn_uncached(self) -> None:
+        """Say where nothing is cached because nothing can be, unless that was asked for."""
+        support = next((each for each in self.facts.cache_methods if each.name == "db_cache"), None)
+        if self.request.cache is None and support is not None and not support.possible:
+            message = f"nothing is cached: {support.reason}"
+            self.warnings.append(RequestWarning(field="cache", message=message))
+
     def _cache(self, steps: int, *, two_passes: bool) -> CacheSettings:
         """Settle the cache for this generation: passes and steps are the request's to say."""
         settings = self.request.cache or self.configuration.cache
@@ -290,6 +297,7 @@ class _Resolution:
         self.problems += problems
         method = settings.method
         if isinstance(method, Disabled):
+            self._warn_uncached()
             return settings
         name = method.__struct_config__.tag
         support = next((each for each in self.facts.cache_methods if each.name == name), None)

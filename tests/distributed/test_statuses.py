@@ -177,6 +177,14 @@ async def test_resource_exhausted_when_the_queue_is_full(server_other: Server) -
         assert (await client.generate(fourth).result()).outputs
 
 
+async def test_steps_that_the_scheduler_cannot_make_are_refused(server_other: Server) -> None:
+    """DDIM with an offset has no noise level for the first of 1000 steps: the request is wrong."""
+    refused = await _refused(server_other, request_from(other_fields(num_inference_steps=1000)))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+    [violation] = refused.detail(error_details_pb2.BadRequest).field_violations
+    assert violation.field == "num_inference_steps"
+
+
 async def test_deadline_exceeded_when_the_timeout_passes(server_one: Server) -> None:
     """The request's own time limit ends it, and says how far it came."""
     request = request_from(unmeasured(num_inference_steps=FOR_EVER))

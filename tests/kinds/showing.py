@@ -126,6 +126,8 @@ async def _show_one(kind: Kind, client: Client) -> tuple[bytes, int, Row]:
     steps = [each.step_completed for each in events if each.HasField("step_completed")]
     assert [step.step for step in steps] == list(range(1, STEPS + 1))
     assert {step.total_steps for step in steps} == {STEPS}
+    warned = [each.warning.field for each in events if each.HasField("warning")]
+    assert ("cache" in warned) is not kind.cached
     [output] = result.outputs
     assert len(set(output.data)) > 32
     # Of two transformers that take turns, each has its own steps in the report.

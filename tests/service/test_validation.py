@@ -19,8 +19,8 @@ from ditcast.v1 import generation_pb2 as generation_pb
 from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
 from ditcast_runtime.events import RequestWarning
 from ditcast_runtime.generation import Parameters, SeparateCfg
-from ditcast_runtime.messages import Facts
-from ditcast_runtime.settings import CacheSettings, DBCache, ParallelismSettings
+from ditcast_runtime.messages import Facts, Support
+from ditcast_runtime.settings import CacheSettings, DBCache, Disabled, ParallelismSettings
 from ditcast_service.config import ServerConfig
 from ditcast_service.sizes import Sizes
 from ditcast_service.translate.request import request_from_proto
@@ -347,3 +347,18 @@ def test_a_size_that_the_ranks_cannot_split_names_the_nearest_that_they_can() ->
     [problem] = sizes.check(144, 144)
     assert "81 image tokens" in problem.reason
     assert "128x144" in problem.reason
+
+
+def test_where_nothing_can_be_cached_each_generation_says_so() -> None:
+    """Served uncached with a warning, unless that is what was asked for."""
+    lacking = Support(name="db_cache", possible=False, reason="cache-dit does not know X")
+    facts = msgspec.structs.replace(FACTS, cache_methods=(lacking,))
+    off = CacheSettings(method=Disabled())
+    _, [warning] = settle(asking(), facts, cache=off)
+    assert (warning.field, warning.message) == (
+        "cache",
+        "nothing is cached: cache-dit does not know X",
+    )
+    asked = asking(cache=cache_pb.CacheConfig(disabled=cache_pb.Disabled()))
+    _, warnings = settle(asked, facts, cache=off)
+    assert not warnings
