@@ -36,8 +36,9 @@ def call(kind: Kind) -> dict[str, Any]:
     for name in ("num_frames", "guidance_scale", "true_cfg_scale", "negative_prompt"):
         if (value := getattr(kind, name)) is not None:
             arguments[name] = value
-    if kind.image:
-        arguments["image"] = picture()
+    if kind.pictures:
+        pictures = [picture(number) for number in range(kind.pictures)]
+        arguments["image"] = pictures if kind.pictures > 1 else pictures[0]
     return arguments
 
 

@@ -24,8 +24,8 @@ class Kind:
     width: int = 64
     height: int = 64
     num_frames: int | None = None
-    image: bool = False
-    """Whether it takes an input picture."""
+    pictures: int = 0
+    """How many input pictures it is given."""
     guidance_scale: float | None = None
     true_cfg_scale: float | None = None
     negative_prompt: str | None = None
@@ -67,7 +67,7 @@ KINDS = (
         name="qwen_image_edit",
         pipeline="QwenImageEditPipeline",
         note="it needs torchvision for its usual processor; here it has another of transformers",
-        image=True,
+        pictures=1,
         true_cfg_scale=3.0,
         negative_prompt="dull",
         passes=2,
@@ -79,6 +79,7 @@ KINDS = (
         note="it needs torchvision for its usual processor; here it has a tokenizer alone",
         threshold=2.0,
         guidance_scale=4.0,
+        pictures=2,
     ),
     Kind(
         name="flux2_klein",
@@ -140,7 +141,7 @@ KINDS = (
         name="wan_image_to_video",
         pipeline="WanImageToVideoPipeline",
         num_frames=9,
-        image=True,
+        pictures=1,
         guidance_scale=5.0,
         negative_prompt="dull",
         kwargs={"max_sequence_length": 48},

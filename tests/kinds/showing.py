@@ -82,8 +82,7 @@ def asked(kind: Kind, output: OutputOptions = RAW) -> GenerateFields:
         fields["true_cfg_scale"] = kind.true_cfg_scale
     if kind.negative_prompt is not None:
         fields["negative_prompt"] = kind.negative_prompt
-    if kind.image:
-        fields["images"] = [encoded()]
+    fields["images"] = [encoded(number) for number in range(kind.pictures)]
     return fields
 
 
