@@ -165,6 +165,20 @@ def test_the_vae_decodes_one_by_one_and_in_tiles(plain: dict[str, bytes]) -> Non
     assert picture(pipeline, CacheSettings(), images=2) == plain["two"]
 
 
+def test_a_large_picture_is_decoded_in_tiles() -> None:
+    """Several small decodes in place of one, and a picture of the same size."""
+    vae = loaded(LoadingSettings(vae_tiling=True)).pipe.vae
+    decoded: list[int] = []
+    vae.decoder.register_forward_hook(lambda *_: decoded.append(1))
+    latents = torch.zeros(1, vae.config.z_dim, 1, 40, 40)
+    tiled = vae.decode(latents).sample
+    assert len(decoded) > 1
+    vae.disable_tiling()
+    decoded.clear()
+    assert vae.decode(latents).sample.shape == tiled.shape
+    assert len(decoded) == 1
+
+
 def test_channels_last_moves_convolutions_and_hardly_a_pixel(plain: dict[str, bytes]) -> None:
     """Some convolution's weights lie otherwise; the picture differs by rounding at most."""
     pipeline = loaded(LoadingSettings(channels_last=True))
