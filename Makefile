@@ -5,12 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PROTOS := $(wildcard proto/ditcast/v1/*.proto)
+RELEASED := proto/released.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kinds check bench soak docs starter proto proto-check clean
+.PHONY: help demo test test-kinds test-mesh check bench soak docs starter proto proto-check proto-release clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(INSTALLED) ## Serve the embedded model, make one picture, say where it is, stop.
 	@$(BIN)/python -m ditcast_service.demo
@@ -18,22 +19,28 @@ demo: $(INSTALLED) ## Serve the embedded model, make one picture, say where it i
 test: $(INSTALLED) ## Run all tests (ARGS="-k name" narrows them down).
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(INSTALLED) proto-check ## Lint, types, import rules, contract.
+check: $(INSTALLED) proto-check ## Lint, types, import rules, contract, and that it breaks nothing released.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(RELEASED)
 
-bench: $(INSTALLED) ## Measure what the service adds; prints, and stores JSON in benchmarks/results/.
+bench: $(INSTALLED) ## Measure what the service adds, beside others; prints, and stores JSON in benchmarks/results/.
 	$(BIN)/python -m benchmarks $(ARGS)
 
 soak: $(INSTALLED) ## Run the tests marked `soak`, which take long.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 test-kinds: $(INSTALLED) ## Serve every kind of pipeline, and write docs/PIPELINES.md.
 	$(BIN)/python -m pytest -m kinds tests/kinds $(ARGS)
+
+test-mesh: $(INSTALLED) ## Run the tests with real parts around the service: promtool, proxies, hosts.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mesh]'
+	$(BIN)/python -m pytest -m mesh $(ARGS)
 
 # grpcio-tools is pinned to the oldest grpcio that clients may have: generated code refuses an older one than
 # made it. Only one file has a service, so only that one gets stubs. $(1) is the folder to write to.
@@ -59,6 +66,9 @@ proto-check: $(INSTALLED) ## Fail if the committed code of the contract is not w
 	@diff -r --exclude=__init__.py --exclude=py.typed --exclude=__pycache__ proto/gen $(VENV)/proto-check \
 		|| { echo "proto/gen is not what the .proto files say: run 'make proto' and commit the result."; exit 1; }
 
+proto-release: $(INSTALLED) ## Take the contract for released: from then on, `make check` refuses what breaks it.
+	$(BIN)/buf build --exclude-source-info -o $(RELEASED)
+
 clean: ## Remove the environment and all caches.
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -67,5 +77,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| { echo "ditcast needs Python 3.11 or newer; name one with 'make PYTHON=...'."; exit 1; }
 	@echo "Installing into $(VENV) (torch is the large part, this takes minutes) ..."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[server,train,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[server,otel,train,bench,dev]'
 	@touch $@

@@ -1,4 +1,4 @@
-"""What changes and accidents cost: a live Configure, the gap between generations, lost ranks."""
+"""What changes and accidents cost: a live Configure, lost ranks."""
 
 from __future__ import annotations
 
@@ -7,38 +7,32 @@ import time
 from typing import Any
 
 import grpc
-import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from benchmarks.figures import Figure, Subject
 from benchmarks.plan import Plan, Tick
-from benchmarks.processes import serving, threads_of
-from benchmarks.requests import generation
+from benchmarks.processes import Server, serving, threads_of
 from ditcast.v1.acceleration_pb2 import CacheConfig, Configuration, DBCache
 from ditcast.v1.diffusion_service_pb2 import ConfigureRequest
 from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
-from ditcast_client import Client, Generation
 
 _THRESHOLDS = (0.08, 0.12)
-_STEPS = 4
 _SETTLE_SECONDS = 1.0
 
 
 def ticks(plan: Plan) -> int:
     """Say how often `measure` calls its tick for one world size."""
-    return plan.configures + plan.gaps + plan.losses
+    return plan.configures + plan.losses
 
 
 async def measure(plan: Plan, world_size: int, tick: Tick) -> list[Figure]:
     """Start a server for it: its start is one of the figures, and its ranks are killed."""
     began = time.perf_counter()
-    async with serving(world_size) as address:
+    async with serving(world_size) as server:
         cold = time.perf_counter() - began
-        configures = await _configures(address, plan.configures, tick)
-        async with Client(address) as client:
-            gaps = [await _gap(client, tick) for _ in range(plan.gaps)]
-        losses = [await _loss(address, tick) for _ in range(plan.losses)]
-    return _figures(world_size, cold, configures, gaps, losses)
+        configures = await _configures(server.address, plan.configures, tick)
+        losses = [await _loss(server, tick) for _ in range(plan.losses)]
+    return _figures(world_size, cold, configures, losses)
 
 
 async def _configures(address: str, count: int, tick: Tick) -> list[float]:
@@ -58,36 +52,17 @@ async def _configures(address: str, count: int, tick: Tick) -> list[float]:
     return seconds[1:]
 
 
-async def _gap(client: Client, tick: Tick) -> float:
-    """Give the seconds in which the ranks had nothing to run between two queued generations."""
-    first, second = generation(client, steps=_STEPS), generation(client, steps=_STEPS, seed=8)
-    (began, ended), (again, _) = await asyncio.gather(_span(first), _span(second))
-    tick()
-    return again - ended if again > began else began - again
-
-
-async def _span(made: Generation) -> tuple[float, float]:
-    """Give when a generation began on the ranks and when its pixels were there, server's clock."""
-    began = 0.0
-    async for event in made:
-        if event.WhichOneof("kind") == "started":
-            began = event.time.ToMicroseconds() / 1e6
-    timings = (await made.result()).timings
-    stages = (timings.prepare, timings.denoise, timings.decode)
-    return began, began + sum(stage.ToTimedelta().total_seconds() for stage in stages)
-
-
-async def _loss(address: str, tick: Tick) -> float:
+async def _loss(server: Server, tick: Tick) -> float:
     """Kill a rank and give the seconds until the service is SERVING again."""
     serving_now = health_pb2.HealthCheckResponse.SERVING
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with grpc.aio.insecure_channel(server.address) as channel:
         # Its type has no streaming method.
         stub: Any = health_pb2_grpc.HealthStub(channel)
         watch = stub.Watch(health_pb2.HealthCheckRequest())
         answers = aiter(watch)
         await anext(answers)
         began = time.perf_counter()
-        _ranks()[-1].kill()
+        server.ranks()[-1].kill()
         async for answer in answers:
             if answer.status == serving_now:
                 break
@@ -98,13 +73,8 @@ async def _loss(address: str, tick: Tick) -> float:
     return seconds
 
 
-def _ranks() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "ditcast_runtime.rank" in child.cmdline()]
-
-
 def _figures(
-    world_size: int, cold: float, configures: list[float], gaps: list[float], losses: list[float]
+    world_size: int, cold: float, configures: list[float], losses: list[float]
 ) -> list[Figure]:
     subject = Subject("changes", world_size, threads_of(world_size))
     return [
@@ -115,14 +85,6 @@ def _figures(
             [seconds * 1000 for seconds in configures],
             target=50.0,
             note="request to answer: prepared, voted and in force on all ranks",
-        ),
-        subject.figure(
-            f"gap_{world_size}",
-            "Gap between two queued generations",
-            "ms",
-            [seconds * 1000 for seconds in gaps],
-            target=2.0,
-            note="same configuration, so no switch: from the pixels to the next `started`",
         ),
         subject.figure(
             f"restart_ratio_{world_size}",

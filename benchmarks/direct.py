@@ -18,7 +18,7 @@ import diffusers
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from benchmarks.plan import PROMPT, REFERENCE_CACHE, SIDE
+from benchmarks.plan import PROMPT, SIDE
 from benchmarks.processes import DirectAnswer, DirectRequest
 from ditcast_runtime.config import STARTER_MODEL
 
@@ -28,15 +28,17 @@ class _Caching:
 
     def __init__(self, pipe: Any) -> None:  # noqa: ANN401 - diffusers says no types
         self._pipe = pipe
-        self._enabled = False
+        self._file = ""
 
-    def set(self, *, enabled: bool) -> None:
-        if enabled and not self._enabled:
-            options: Any = cache_dit.load_configs(str(REFERENCE_CACHE))
-            cache_dit.enable_cache(self._pipe, **options)
-        elif self._enabled and not enabled:
+    def set(self, file: str) -> None:
+        if file == self._file:
+            return
+        if self._file:
             cache_dit.disable_cache(self._pipe)
-        self._enabled = enabled
+        if file:
+            options: Any = cache_dit.load_configs(file)
+            cache_dit.enable_cache(self._pipe, **options)
+        self._file = file
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def main() -> None:
     caching = _Caching(pipe)
     for line in sys.stdin:
         request = DirectRequest(**json.loads(line))
-        caching.set(enabled=request.cached)
+        caching.set(request.cache)
         answer = _call(pipe, request)
         fields = {name: getattr(answer, name) for name in DirectAnswer.__slots__}
         print(json.dumps(fields), flush=True)
@@ -58,19 +60,19 @@ def main() -> None:
 
 def _call(pipe: Any, request: DirectRequest) -> DirectAnswer:  # noqa: ANN401 - as above
     began = time.perf_counter()
-    picture = pipe(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
+    pictures = pipe(
+        prompt=list(request.prompts),
+        negative_prompt=[request.negative_prompt] * len(request.prompts),
         true_cfg_scale=request.true_cfg_scale,
         width=request.side,
         height=request.side,
         num_inference_steps=request.steps,
-        generator=torch.Generator("cpu").manual_seed(request.seed),
-    ).images[0]
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.seeds],
+    ).images
     seconds = time.perf_counter() - began
     return DirectAnswer(
         seconds=seconds,
-        sha256=hashlib.sha256(picture.tobytes()).hexdigest(),
+        sha256=tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures),
         threads=torch.get_num_threads(),
     )
 

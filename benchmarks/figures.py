@@ -9,6 +9,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A place in a plot."""
+
+    plot: str
+    curve: str
+    axis: str
+    """What is on the axis that `at` is on."""
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
     """What several measurements of one thing gave."""
 
@@ -34,22 +45,35 @@ class Figure:
     upper_quartile: float
     maximum: float
     target: float | None
-    """What the median should not exceed, in the same unit."""
+    """What the median should not exceed, in the same unit; with `at_least`, not fall below."""
+    at_least: bool
     note: str
+    point: Point | None
+    """Where it is in a plot, if it is in one."""
 
     @property
     def verdict(self) -> str:
         """Say whether the target is met, as far as the interval decides it; empty without one."""
         if self.target is None:
             return ""
-        if self.median_high <= self.target:
+        below, above = self.median_high <= self.target, self.median_low >= self.target
+        if below if not self.at_least else above:
             return "met"
-        return "missed" if self.median_low > self.target else "undecided"
+        return "missed" if below or above else "undecided"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What was seen and is no figure: one row for each who did it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What several figures have in common."""
+    """What several figures of a part have in common."""
 
     part: str
     world_size: int
@@ -63,7 +87,9 @@ class Subject:
         values: Sequence[float],
         *,
         target: float | None = None,
+        at_least: bool = False,
         note: str = "",
+        point: Point | None = None,
     ) -> Figure:
         """Sum up the measurements of one thing; there must be one at least."""
         ordered = sorted(values)
@@ -85,7 +111,9 @@ class Subject:
             upper_quartile=third,
             maximum=ordered[-1],
             target=target,
+            at_least=at_least,
             note=note,
+            point=point,
         )
 
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from PIL import Image
 
 from benchmarks.figures import Figure, Subject
-from benchmarks.plan import NEGATIVE_PROMPT, PROMPT, SIDE, TRUE_CFG_SCALE, Plan, Tick
+from benchmarks.plan import (
+    NEGATIVE_PROMPT,
+    PROMPT,
+    REFERENCE_CACHE,
+    SIDE,
+    TRUE_CFG_SCALE,
+    Plan,
+    Tick,
+)
 from benchmarks.processes import DirectAnswer, DirectPipeline, DirectRequest
 from benchmarks.requests import Served, generation, serve
 from ditcast_client import Client, Result
@@ -40,13 +48,13 @@ async def _pairs(
     pairs = []
     for number in range(plan.ratio_pairs + 1):
         request = DirectRequest(
-            prompt=PROMPT,
+            prompts=(PROMPT,),
+            seeds=(number,),
             negative_prompt=NEGATIVE_PROMPT,
             true_cfg_scale=TRUE_CFG_SCALE,
             side=SIDE,
             steps=plan.steps,
-            seed=number,
-            cached=cached,
+            cache=str(REFERENCE_CACHE) if cached else "",
         )
         made = generation(client, steps=plan.steps, seed=number, cached=cached)
         if number % 2:
@@ -66,7 +74,7 @@ def _compare(pair: _Pair) -> None:
     receipt = pair.served.result.receipt
     if receipt.threads_per_rank != pair.direct.threads:
         raise NotComparable(f"{receipt.threads_per_rank} threads against {pair.direct.threads}")
-    if _pixels_digest(pair.served.result) != pair.direct.sha256:
+    if (_pixels_digest(pair.served.result),) != pair.direct.sha256:
         raise NotComparable("the pictures differ")
 
 

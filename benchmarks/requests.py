@@ -7,24 +7,32 @@ from dataclasses import dataclass
 
 from benchmarks.plan import NEGATIVE_PROMPT, PROMPT, SIDE, TRUE_CFG_SCALE
 from ditcast.v1.acceleration_pb2 import CacheConfig, Disabled
-from ditcast.v1.generation_pb2 import ProgressOptions
+from ditcast.v1.generation_pb2 import OutputFormat, OutputOptions, ProgressOptions
 from ditcast_client import Client, GenerateRequest, Generation, Result
 
 
 def generation(
-    client: Client, *, steps: int, seed: int = 7, cached: bool = False, preview_every: int = 0
+    client: Client,
+    *,
+    steps: int,
+    seed: int = 7,
+    cached: bool = False,
+    preview_every: int = 0,
+    side: int = SIDE,
+    output_format: OutputFormat.ValueType = OutputFormat.OUTPUT_FORMAT_PNG,
 ) -> Generation:
-    """Make a generation with the server's cache, which is the reference one, or with none."""
+    """Make a generation with the server's cache, or with none."""
     request = GenerateRequest(
         prompt=PROMPT,
         negative_prompt=NEGATIVE_PROMPT,
         true_cfg_scale=TRUE_CFG_SCALE,
-        width=SIDE,
-        height=SIDE,
+        width=side,
+        height=side,
         num_inference_steps=steps,
         seed=seed,
         cache=None if cached else CacheConfig(disabled=Disabled()),
         progress=ProgressOptions(preview_every_n_steps=preview_every),
+        output=OutputOptions(format=output_format),
     )
     return client.generate(request)
 

@@ -27,8 +27,12 @@ from ditcast_runtime.broadcast import ControlGroup
 from ditcast_runtime.channel import RankChannel
 from ditcast_runtime.execution import Execution, two_passes
 from ditcast_runtime.generation import OutputOptions, Parameters
+from ditcast_runtime.launches import Launch
 from ditcast_runtime.loading import resolve_device
-from ditcast_runtime.messages import Launch, Outcome, Run
+from ditcast_runtime.messages import (
+    Outcome,
+    Run,
+)
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.rank import Inbox
 from ditcast_runtime.source import locate
@@ -101,7 +105,7 @@ class _Bench:
 
         pipeline = self._pipeline
         two = two_passes(self._separate_cfg, self._parameters)
-        arguments = pipeline.prepare(self._parameters, two_passes=two)
+        arguments = pipeline.prepare([self._parameters], two_passes=two)
         pipeline.pipe.set_progress_bar_config(disable=True)
         pipeline.pipe(
             **arguments,

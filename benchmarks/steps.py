@@ -21,7 +21,10 @@ from benchmarks.plan import REFERENCE_CACHE, Plan, Tick
 from benchmarks.processes import ProcessFailed, environment, threads_of
 from ditcast_runtime.channel import ServiceChannel
 from ditcast_runtime.config import STARTER_MODEL
-from ditcast_runtime.messages import Launch, Report
+from ditcast_runtime.launches import Launch, SharedFile
+from ditcast_runtime.messages import (
+    Report,
+)
 from ditcast_runtime.settings import (
     Acceleration,
     Disabled,
@@ -190,8 +193,9 @@ def _launch(rank: int, world_size: int, folder: Path) -> Launch:
     return Launch(
         epoch=1,
         rank=rank,
+        local_rank=rank,
         world_size=world_size,
-        store=str(folder / "rendezvous"),
+        store=SharedFile(path=str(folder / "rendezvous")),
         stacks=str(folder / f"stacks-{rank}"),
         model=str(STARTER_MODEL),
         model_revision="",
@@ -203,6 +207,7 @@ def _launch(rank: int, world_size: int, folder: Path) -> Launch:
             cache=dataclasses.replace(cache, method=method), parallelism=parallelism
         ),
         threads=threads_of(world_size),
+        prompt_cache_bytes=0,
         json_logs=True,
         log_level="warning",
     )

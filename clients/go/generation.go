@@ -4,13 +4,22 @@ import (
 	"context"
 	"io"
 	"math/rand"
+	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/ditcast/ditcast/clients/go/ditcastv1"
 )
+
+// endWait is how long to wait for the end of a call that has said all.
+const endWait = time.Second
+
+// routeKey is the header by which a proxy before several servers finds the one with a generation.
+const routeKey = "ditcast-route"
 
 // Generation is one generation, for one reader. A generation of one's own that nobody reads any
 // more, because ctx ended, is cancelled when its reattach window is over; Cancel does so at once.
@@ -20,7 +29,9 @@ type Generation struct {
 	request *pb.GenerateRequest // Nil: somebody else's.
 	after   uint64
 	stream  func() (*pb.GenerationEvent, error)
-	broken  time.Time // The first break without a new event since; zero: none.
+	route   atomic.Value       // A string, once a proxy has said one; Cancel may come from anywhere.
+	drop    context.CancelFunc // Ends the call behind stream.
+	broken  time.Time          // The first break without a new event since; zero: none.
 	tries   int
 	sent    int32
 	done    bool
@@ -31,7 +42,7 @@ func (generation *Generation) After() uint64 { return generation.after }
 
 // Cancel cancels it, and gives the state that the cancel met.
 func (generation *Generation) Cancel(ctx context.Context) (pb.GenerationState, error) {
-	return generation.client.Cancel(ctx, generation.ID)
+	return generation.client.Cancel(generation.routed(ctx), generation.ID)
 }
 
 // Next gives the next event, each once and in order, and heartbeats; io.EOF after the last. Where
@@ -47,13 +58,16 @@ func (generation *Generation) Next(ctx context.Context) (*pb.GenerationEvent, er
 		event, err := generation.stream()
 		switch {
 		case err == nil && generation.isNew(event):
-			generation.done = event.GetCompleted() != nil
+			if event.GetCompleted() != nil {
+				generation.seeOff()
+			}
 			return event, nil
 		case err == nil:
 		case err == io.EOF:
-			generation.done = true
+			generation.seeOff()
 			return nil, io.EOF
 		default:
+			generation.drop()
 			lost, failed := generation.comeBack(ctx, fromStatus(err))
 			if failed != nil {
 				return nil, failed
@@ -73,28 +87,57 @@ func (generation *Generation) open(ctx context.Context) {
 	}
 }
 
+// seeOff lets the call end by itself: dropped, it would be a cancelled one to proxies and traces.
+// However it ends, and if it does not: everything is there.
+func (generation *Generation) seeOff() {
+	generation.done = true
+	timer := time.AfterFunc(endWait, generation.drop)
+	defer timer.Stop()
+	defer generation.drop()
+	_, _ = generation.stream()
+}
+
 func (generation *Generation) generate(ctx context.Context) {
 	generation.sent++
-	stream, err := generation.client.Service.Generate(ctx, generation.request)
+	ctx, generation.drop = context.WithCancel(ctx)
+	stream, err := generation.client.Service.Generate(generation.routed(ctx), generation.request)
 	generation.stream = func() (*pb.GenerationEvent, error) {
 		if err != nil {
 			return nil, err
 		}
+		generation.learn(stream)
 		answer, err := stream.Recv()
 		return answer.GetEvent(), err
 	}
 }
 
 func (generation *Generation) watch(ctx context.Context) {
+	ctx, generation.drop = context.WithCancel(ctx)
 	request := &pb.WatchGenerationRequest{RequestId: generation.ID, AfterSequence: generation.after}
-	stream, err := generation.client.Service.WatchGeneration(ctx, request)
+	stream, err := generation.client.Service.WatchGeneration(generation.routed(ctx), request)
 	generation.stream = func() (*pb.GenerationEvent, error) {
 		if err != nil {
 			return nil, err
 		}
+		generation.learn(stream)
 		answer, err := stream.Recv()
 		return answer.GetEvent(), err
 	}
+}
+
+// learn keeps the route, if the headers have one; servers send them before the first event.
+func (generation *Generation) learn(stream grpc.ClientStream) {
+	if headers, err := stream.Header(); err == nil && len(headers.Get(routeKey)) > 0 {
+		generation.route.Store(headers.Get(routeKey)[0])
+	}
+}
+
+// routed has a call carry the route, if there is one.
+func (generation *Generation) routed(ctx context.Context) context.Context {
+	if route, known := generation.route.Load().(string); known {
+		return metadata.AppendToOutgoingContext(ctx, routeKey, route)
+	}
+	return ctx
 }
 
 func (generation *Generation) isNew(event *pb.GenerationEvent) bool {

@@ -76,6 +76,23 @@ func TestARefusalNamesEveryWrongField(t *testing.T) {
 	}
 }
 
+func TestAFullQueueSaysAfterHowLongToComeBack(t *testing.T) {
+	ctx, some := context.Background(), client(t, address())
+	for {
+		generation := some.Generate(small(1000))
+		_, err := generation.Next(ctx)
+		if err == nil {
+			defer generation.Cancel(ctx)
+			continue
+		}
+		var refused *ditcast.Error
+		if !errors.As(err, &refused) || refused.Code != codes.ResourceExhausted || refused.RetryDelay <= 0 {
+			t.Error(err)
+		}
+		return
+	}
+}
+
 func TestACancelEndsTheStream(t *testing.T) {
 	ctx := context.Background()
 	generation := client(t, address()).Generate(small(400))

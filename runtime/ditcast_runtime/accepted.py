@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from ditcast_runtime.config import Configuration
+from ditcast_runtime.config import ClientLimits, Configuration
 from ditcast_runtime.event_log import EventLog
 from ditcast_runtime.events import Completed, Event, RequestWarning, StepCompleted
 from ditcast_runtime.generation import Parameters, PreviewOptions, Priority, State
@@ -27,6 +27,10 @@ class Submission:
     request_id: str
     identity: str = ""
     """Who asks; ids and lists are each caller's own. Empty: nobody authenticates."""
+    client: str = ""
+    """For whom it counts: the one who asks, else where it was asked from. Clients take turns."""
+    limits: ClientLimits = field(default_factory=ClientLimits)
+    """What this client may have at once."""
     digest: bytes
     """Of the request's content, to tell the same from other content under one id."""
     parameters: Parameters
@@ -45,6 +49,10 @@ class Submission:
     reattach_window: float = 0.0
     """Seconds that it goes on without a reader before it is cancelled."""
     previews: PreviewOptions = field(default_factory=PreviewOptions)
+    shadow_comparison: bool = False
+    """Whether the same is run once more without a cache, and compared."""
+    keeps_result: bool = True
+    """Whether anybody may want the result once those who read now have it."""
 
     def free_pictures(self) -> None:
         """Give the memory of its input pictures back, as no run will need them any more."""
@@ -76,14 +84,31 @@ class Generation:
         self.log = EventLog()
         self.state = State.QUEUED
         self.number = 0
+        self.alone = False
+        """Whether it shares no call any more, as it begins again."""
+        self.batch_size = 1
+        """How many share the call of the pipeline that it has, or had last."""
+        self.batch_index = 0
+        """Its place among them."""
+        self.spared = 0
+        """Runs that failed with a batch, and do not count as attempts."""
+        self.group = 0
+        """Index of the group of ranks that has it, or had it last."""
         self.steps: list[StepCompleted] = []
         self.completed: Completed | None = None
         """Its last event, if it came to a result."""
+        self.pixels: list[bytes] = []
+        """Its outputs before they were encoded, where they are to be compared."""
         self.serial = serial
         """Grows with each that the process accepts."""
         self.created_at = datetime.now(UTC)
         self.accepted_at = time.monotonic()
         self.started_at = 0.0
+        self.taken_at = 0.0
+        """When it got the ranks that it has."""
+        self.reported_at = 0.0
+        """When they last said something about it."""
+        self.prepare_seconds = 0.0
         self.deadline: asyncio.TimerHandle | None = None
         self.readers = 0
         self._on_abandoned = on_abandoned

@@ -53,11 +53,16 @@ class Adapters:
         self._loaded: list[str] = []
         self._held: tuple[tuple[str, float], ...] | None = ()
         """What `select` has verified; None while that is not known."""
+        self._changes = 0
 
     @property
     def supported(self) -> bool:
         """Whether the pipeline can load adapters."""
         return callable(getattr(type(self._pipe), "load_lora_weights", None))
+
+    def state(self) -> tuple[int, tuple[tuple[str, float], ...] | None]:
+        """Tell apart what acts: how often adapters came or went, and which are selected."""
+        return self._changes, self._held
 
     def load(self, name: str, path: str, weights_digest: str) -> tuple[str, ...]:
         """Load an adapter from a local file; give the components that it changes.
@@ -85,6 +90,7 @@ class Adapters:
             self._take_back(name, own)
             raise UnfitAdapter(_first_words(error)) from error
         self._loaded.append(name)
+        self._changes += 1
         self.select(())
         return components
 
@@ -94,6 +100,7 @@ class Adapters:
             return
         self._held = None
         self._loaded.remove(name)
+        self._changes += 1
         self._remove(name)
         self.select(())
 

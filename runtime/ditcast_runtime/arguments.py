@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,23 @@ def call_arguments(signature: inspect.Signature, parameters: Parameters) -> dict
         name: value for name, value in settled.items() if name in taken and value is not None
     }
     return arguments | parameters.pipeline_kwargs
+
+
+def batched_arguments(signature: inspect.Signature, batch: Sequence[Parameters]) -> dict[str, Any]:
+    """Give the arguments of one call that makes a row for each; of one it is that one's own call.
+
+    They differ in prompts and seeds alone. Each row has the generator that it would have by itself,
+    so that its noise is the same.
+    """
+    arguments = call_arguments(signature, batch[0])
+    if len(batch) == 1:
+        return arguments
+    rows = {
+        "prompt": [each.prompt for each in batch],
+        "negative_prompt": [each.negative_prompt for each in batch],
+        "generator": [_generators(each) for each in batch],
+    }
+    return arguments | {name: row for name, row in rows.items() if name in arguments}
 
 
 def _whole_if_it_is(rate: float | None) -> float | None:

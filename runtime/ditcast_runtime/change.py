@@ -11,14 +11,22 @@ from ditcast_runtime.errors import RuntimeFailure
 
 
 class Pending:
-    """Something that all ranks have to agree to; one writer waits for it."""
+    """Something that all ranks have to agree to; one writer waits for it.
+
+    `commit` puts it into force as its writer hears of it.
+    """
 
     subject: ClassVar[str]
     """The field that stands for all of it in a refusal."""
 
-    def __init__(self) -> None:
+    def __init__(self, commit: Callable[[], None]) -> None:
+        self.tried_by: int | None = None
+        """The group that tries it before the others."""
+        self.agreed: set[int] = set()
+        """The groups whose ranks have agreed to it."""
         self.interrupted = False
         """Whether ranks were lost while it was being put into force."""
+        self._commit = commit
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -31,9 +39,10 @@ class Pending:
         await self._done
 
     def succeed(self) -> bool:
-        """Tell the writer that it is in force; False if it was given up."""
+        """Put it into force and tell the writer; False if it was given up."""
         if self.given_up:
             return False
+        self._commit()
         self._done.set_result(None)
         return True
 
@@ -44,21 +53,13 @@ class Pending:
 
 
 class Change(Pending):
-    """Another configuration; `commit` puts it into force as its writer hears of it."""
+    """Another configuration."""
 
     subject = "cache"
 
     def __init__(
         self, wanted: Configuration, *, reload: bool, commit: Callable[[Configuration], None]
     ) -> None:
-        super().__init__()
+        super().__init__(lambda: commit(wanted))
         self.wanted = wanted
         self.reload = reload
-        self._commit = commit
-
-    def succeed(self) -> bool:
-        """Put it into force; False if its writer has given it up."""
-        if self.given_up:
-            return False
-        self._commit(self.wanted)
-        return super().succeed()

@@ -1,4 +1,4 @@
-"""The wire between the service and one rank: msgpack frames over an inherited Unix socketpair.
+"""The wire between the service and one rank: msgpack frames over a Unix socket, or TCP.
 
 A frame is its length (4 bytes, big-endian) and one message of a closed union. A descriptor may
 come along with a frame; each `Output`, and each `Run` with pictures, brings exactly one, so that
@@ -15,7 +15,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ from ditcast_runtime.messages import Command, Output, Report, Run
 
 MAX_FRAME_BYTES = 64 * 2**20
 """Larger frames end the channel: nothing legitimate comes near, as requests are limited to less."""
+
+_Message = TypeVar("_Message")
 
 _LENGTH = struct.Struct(">I")
 _READ_BYTES = 256 * 2**10
@@ -39,6 +41,18 @@ def pack(message: Command | Report) -> bytes:
     if len(payload) > MAX_FRAME_BYTES:
         raise ValueError(f"a message of {len(payload)} bytes is over {MAX_FRAME_BYTES}")
     return _LENGTH.pack(len(payload)) + payload
+
+
+def unpack(decoder: msgspec.msgpack.Decoder[_Message], payload: bytes) -> _Message:
+    """Decode a frame's payload; ChannelClosed if it is no message of the decoder's union.
+
+    Not only msgspec's own errors say so: text that is no UTF-8, or what is nested too deeply, has
+    others, and an exception that nobody expects would leave a channel open that nobody reads.
+    """
+    try:
+        return decoder.decode(payload)
+    except (ValueError, RecursionError) as error:
+        raise ChannelClosed(f"what came is no message: {error}") from error
 
 
 class FrameBuffer:
@@ -91,8 +105,11 @@ class RankChannel:
                 frame = frame[sent:]
             self._socket.sendall(frame)
 
-    def receive(self, timeout: float) -> Received | None:
-        """Give the next command, or None after `timeout` seconds; ChannelClosed at its end."""
+    def receive(self, timeout: float | None) -> Received | None:
+        """Give the next command, or None after `timeout` seconds; ChannelClosed at its end.
+
+        Without a timeout, only the end of the channel ends the wait.
+        """
         while not self._waiting:
             readable, _, _ = select.select([self._socket], [], [], timeout)
             if not readable:
@@ -102,7 +119,7 @@ class RankChannel:
                 raise ChannelClosed("the service closed the channel")
             self._descriptors += descriptors
             self._waiting += self._frames.feed(data)
-        command = self._decoder.decode(self._waiting.popleft())
+        command = unpack(self._decoder, self._waiting.popleft())
         brings = isinstance(command, Run) and command.pictures
         return Received(command, self._descriptors.popleft() if brings else None)
 
@@ -177,10 +194,10 @@ class ServiceChannel:
     def _read(self) -> None:
         try:
             payloads = self._frames.feed(self._receive())
-            reports = [self._decoder.decode(payload) for payload in payloads]
+            reports = [unpack(self._decoder, payload) for payload in payloads]
         except BlockingIOError:
             return
-        except (OSError, ChannelClosed, msgspec.MsgspecError) as error:
+        except (OSError, ChannelClosed) as error:
             self._lose(str(error))
             return
         for report in reports:

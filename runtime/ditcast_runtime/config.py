@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from ditcast_runtime.settings import (
@@ -82,6 +82,27 @@ class Adapter:
     """What of the pipeline it changes; empty until the ranks have said."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientLimits:
+    """What one client may have at once, as the settings of the same names say it.
+
+    0: no limit; None: nothing is said of it here.
+    """
+
+    max_generations_per_client: int | None = None
+    max_queued_per_client: int | None = None
+    max_bytes_per_client: int | None = None
+
+    def over(self, others: ClientLimits) -> ClientLimits:
+        """Give these, and the others' where nothing is said here."""
+        own = {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return replace(others, **own)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """The engine's settings. Times are in seconds, sizes in bytes unless the name says more."""
@@ -92,6 +113,9 @@ class EngineConfig:
     """Branch, tag or commit on the hub. Empty: the hub's default. Ignored for a folder."""
     world_size: int = 1
     """Ranks in the group, 1 to 64: one process and, on CUDA, one device each."""
+    groups: int = 1
+    """Groups of so many ranks, 1 to 64, behind one queue, each with the whole model and devices of
+    its own: see docs/GROUPS.md."""
     variant: str = ""
     """Variant of the weight files to load, such as fp16. Components that have none of it are loaded
     without."""
@@ -110,11 +134,27 @@ class EngineConfig:
     queue_capacity: int = 64
     """Generations that may wait, 1 to 100000; more are refused with RESOURCE_EXHAUSTED."""
     max_overtakes: int = 8
-    """So many later generations of higher priority may go before a waiting one, from 0."""
+    """So many later generations of higher priority may go before the next of a lower one, from
+    0."""
+    max_batch_size: int = 1
+    """Most generations that run in one call of the pipeline, 1 to 64, each with its own prompt and
+    seed. 1: each runs alone. See docs/BATCHING.md."""
+    max_batch_wait: float = 0.0
+    """How long after its acceptance the next generation waits for others to share its call, where
+    fewer than max_batch_size could. 0: it takes those that wait already."""
     max_bytes_in_flight: int = 2**30
     """Most bytes of pixels, raw and encoded, in and out, of all generations that are accepted and
     not finished; more are refused with RESOURCE_EXHAUSTED, and one that is larger by itself is
     invalid."""
+    max_generations_per_client: int = 0
+    """Most generations of one client that are accepted and not finished; more are refused with
+    RESOURCE_EXHAUSTED. 0: no limit. A client is who a token or certificate says it is, else all
+    that call from one address: see docs/QUEUE.md."""
+    max_queued_per_client: int = 0
+    """Most generations of one client that wait. 0: no limit, so that one client can fill the queue
+    for all."""
+    max_bytes_per_client: int = 0
+    """Most bytes of one client's generations, as for max_bytes_in_flight. 0: no limit."""
     max_num_inference_steps: int = 1000
     """Largest number of denoising steps a request may ask for, from 1."""
     min_side: int = 16
@@ -143,17 +183,23 @@ class EngineConfig:
     warm_up_timeout: float = 600.0
     """Longest time the warm-up may take."""
     first_steps_timeout: float = 300.0
-    """Longest preparation and longest step while fewer than three steps of its kind are known."""
+    """Longest preparation and longest step while fewer than three computed steps of its kind are
+    known."""
     step_timeout_floor: float = 5.0
-    """Shortest limit of a step, once three of its kind are known."""
+    """Shortest limit of a step, once three computed ones of its kind are known."""
     step_timeout_factor: float = 10.0
-    """Limit of a step as a multiple of the median of its kind."""
+    """Limit of a step as a multiple of the median of computed ones of its kind."""
     decode_timeout: float = 300.0
     """Longest time from the last step to the output."""
     vote_timeout: float = 5.0
     """How long the other ranks may take to arrive after the first rank failed."""
     alive_timeout: float = 30.0
     """Longest silence of a rank: each gives a sign of life every second, from its own thread."""
+    handshake_timeout: float = 5.0
+    """How long a rank that others started may take to show that it knows the group's secret."""
+    attach_notice: float = 60.0
+    """After so long without a rank that attaches, and again, the log says which are missing. Until
+    all are there, health says NOT_SERVING."""
     shutdown_timeout: float = 5.0
     """How long idle ranks may take to leave before they are killed."""
     grace: float = 30.0
@@ -161,7 +207,8 @@ class EngineConfig:
     max_attempts: int = 2
     """Runs of one generation in all, 1 to 10, if its ranks are lost for no reason of its own."""
     crash_folder: str = ""
-    """Folder for crash reports, the newest 20 as JSON. Empty: they stand in the log alone."""
+    """Folder for crash reports, the newest 20 as JSON of 1 MiB at most. Empty: they stand in the
+    log alone."""
     crash_loop_losses: int = 5
     """So many lost groups with no completed generation between them end the process."""
     crash_loop_window: float = 300.0
@@ -183,10 +230,22 @@ class EngineConfig:
     has for temporary ones (TMPDIR)."""
     max_reattach_window: float = 600.0
     """Longest time, from 30 s, that a request may ask to go on for without a reader."""
+    prompt_cache_bytes: int = 64 * 2**20
+    """Most bytes of encoded prompts each rank keeps in host memory, for texts that come again;
+    the longest unused go first. 0: none."""
     encoder_threads: int = 2
     """Threads that encode outputs in the service process, 1 to 64."""
     log_prompts: bool = False
     """Whether prompts may stand in the log."""
+
+    @property
+    def client_limits(self) -> ClientLimits:
+        """What a client may have of whom nothing else is said."""
+        return ClientLimits(
+            max_generations_per_client=self.max_generations_per_client,
+            max_queued_per_client=self.max_queued_per_client,
+            max_bytes_per_client=self.max_bytes_per_client,
+        )
 
     @property
     def model_source(self) -> str:

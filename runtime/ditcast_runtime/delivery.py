@@ -16,7 +16,7 @@ import structlog
 
 from ditcast_runtime.accepted import Generation
 from ditcast_runtime.errors import PipelineFailed, RuntimeFailure
-from ditcast_runtime.events import Completed, OutputChunk, cache_report
+from ditcast_runtime.events import Completed, OutputChunk, PromptUse, cache_report
 from ditcast_runtime.generation import (
     EncodedOutput,
     OutputDigest,
@@ -25,17 +25,13 @@ from ditcast_runtime.generation import (
     Receipt,
 )
 from ditcast_runtime.group import ReceivedOutput
-from ditcast_runtime.messages import Ended, Failed
+from ditcast_runtime.messages import Ended
 from ditcast_runtime.timings import Measured, Starts, timings_of
 
 log = structlog.get_logger()
 
 Encode = Callable[[memoryview, RawOutput, OutputOptions], EncodedOutput]
 """Encodes one output: frames of 8-bit RGB rows from top to bottom, or latents as they are."""
-
-_ALIVE_OUTPUTS = 2
-"""Outputs that may be in memory: one being made and one being encoded, so that a slow encoder is
-back-pressure on the ranks instead of a growing heap."""
 
 
 @dataclass(slots=True)
@@ -45,8 +41,8 @@ class RunRecord:
     sigmas: tuple[float, ...] = ()
     prepare_seconds: float = 0.0
     encode_prompt_seconds: float = 0.0
+    prompts: PromptUse = field(default_factory=PromptUse)
     output: ReceivedOutput | None = None
-    failures: list[Failed] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
 
     def discard_output(self) -> None:
@@ -54,6 +50,21 @@ class RunRecord:
         if self.output is not None:
             os.close(self.output.descriptor)
             self.output = None
+
+
+@dataclass(slots=True)
+class Place:
+    """The place of what one call of the pipeline made: outputs of one generation, or of a batch."""
+
+    free: Callable[[], None]
+    outputs: int
+    """Generations whose outputs are not delivered yet."""
+
+    def delivered(self) -> None:
+        """Give the place back once nothing of the call is in memory any more."""
+        self.outputs -= 1
+        if self.outputs == 0:
+            self.free()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +77,29 @@ class Order:
     receipt: Callable[[tuple[OutputDigest, ...]], Receipt]
     succeeded: Callable[[Generation], None]
     failed: Callable[[Generation, RuntimeFailure], None]
+    place: Place
 
 
 class Delivery:
-    """Encodes outputs in threads, a bounded number of them at a time."""
+    """Encodes outputs in threads.
+
+    At most `places` are in memory, those being made too: a slow encoder is back-pressure on the
+    ranks instead of a growing heap.
+    """
 
     def __init__(
-        self, encode: Encode, pool: ThreadPoolExecutor, chunk_bytes: int, starts: Starts
+        self,
+        encode: Encode,
+        pool: ThreadPoolExecutor,
+        chunk_bytes: int,
+        starts: Starts,
+        places: int,
     ) -> None:
         self._encode = encode
         self._pool = pool
         self._chunk_bytes = chunk_bytes
         self._starts = starts
-        self._places = asyncio.Semaphore(_ALIVE_OUTPUTS)
+        self._places = asyncio.Semaphore(places)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def place(self) -> None:
@@ -110,7 +131,7 @@ class Delivery:
             return
         finally:
             order.run.discard_output()
-            self._places.release()
+            order.place.delivered()
         order.succeeded(order.generation)
 
     async def _encode_all(self, order: Order) -> None:
@@ -144,6 +165,12 @@ class Delivery:
             ]
             for index, job in enumerate(jobs):
                 digests.append(self._send(order.generation, index, *(await job)))
+            if order.generation.submission.shadow_comparison:
+                # Copied, as the place for these is given back before they are compared.
+                order.generation.pixels = [
+                    bytes(pixels[index * size : (index + 1) * size])
+                    for index in range(message.count)
+                ]
         self._complete(order, tuple(digests), time.monotonic() - began)
 
     def _encode_one(
@@ -192,7 +219,7 @@ class Delivery:
         generation.completed = Completed(
             receipt=order.receipt(digests),
             timings=timings_of(generation, measured, self._starts, time.monotonic()),
+            prompts=run.prompts,
             cache=cache_report(generation.steps),
             memory=tuple(report.memory for report in ended),
         )
-        generation.log.append(generation.completed)

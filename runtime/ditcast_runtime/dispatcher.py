@@ -1,11 +1,12 @@
-"""Keeps a group of ranks serving: runs the ledger's generations on it, replaces it when lost."""
+"""Keeps one group of ranks serving: runs the ledger's generations on it, replaces it when lost."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,8 +15,10 @@ import structlog
 
 from ditcast_runtime import crash_report, recovery
 from ditcast_runtime.accepted import Generation
+from ditcast_runtime.batching import batch_key
+from ditcast_runtime.causes import RestartCause
 from ditcast_runtime.change import Change, Pending
-from ditcast_runtime.config import Configuration, EngineConfig
+from ditcast_runtime.config import Configuration, EngineConfig, needs_reload
 from ditcast_runtime.errors import (
     ChangeRefused,
     ConfigError,
@@ -23,102 +26,90 @@ from ditcast_runtime.errors import (
     ReloadFailed,
     RuntimeFailure,
 )
-from ditcast_runtime.events import Restarted
-from ditcast_runtime.generation import State
+from ditcast_runtime.fleet import Fleet
 from ditcast_runtime.group import CannotLoad, Group, GroupLost
-from ditcast_runtime.ledger import Ledger
-from ditcast_runtime.loaded_adapters import AdapterChange, LoadedAdapters
+from ditcast_runtime.loaded_adapters import AdapterChange, HeldAdapters
 from ditcast_runtime.messages import Configure, Facts, Failed
 from ditcast_runtime.runner import Runner
 from ditcast_runtime.settings import CacheSettings, Disabled, Problem
 
 log = structlog.get_logger()
 
-_UNKNOWN_SECONDS = 10.0
-"""What a start is taken to last before any was measured."""
-
 _MASK_STEPS = 28
 """Steps for which a ready-made step mask is laid out to see that it can be; any from 8 would do."""
 
-MakeGroup = Callable[[int, Configuration], Group]
-"""Makes the group of an epoch, for a configuration."""
+MakeGroup = Callable[[int, int, Configuration], Group]
+"""Makes the ranks of the group of an index, in an epoch, for a configuration."""
 
 
 class _Reload(Exception):
-    """Leaves the group, because the next one is to have another configuration."""
+    """Leaves the ranks, because the next ones are to have another configuration."""
 
 
 class Dispatcher:
-    """Runs one generation after another; `run` returns once it has drained.
-
-    `draining` set and `ledger.work` set make it return when nothing waits any more; the same wakes
-    it for a `change`.
-    """
+    """Runs generations and batches on one group; `run` returns once all have drained."""
 
     def __init__(
         self,
+        index: int,
         config: EngineConfig,
-        ledger: Ledger,
+        fleet: Fleet,
         runner: Runner,
-        adapters: LoadedAdapters,
         make_group: MakeGroup,
         configuration: Callable[[], Configuration],
         on_serving: Callable[[Facts], None],
-        on_restarting: Callable[[], None],
+        on_restarting: Callable[[int, RestartCause], None],
     ) -> None:
+        self._index = index
         self._config = config
-        self._ledger = ledger
+        self._ledger = fleet.ledger
+        self._fleet = fleet
         self._runner = runner
-        self._adapters = adapters
         self._make_group = make_group
         self._configuration = configuration
         self._on_serving = on_serving
         self._on_restarting = on_restarting
         self._group: Group | None = None
-        self._number = 0
-        self._epoch = 0
+        self._running: list[Generation] = []
+        """Those that this group has."""
         self._served = False
         self._losses: deque[float] = deque(maxlen=config.crash_loop_losses)
-        self._start_seconds = _UNKNOWN_SECONDS
-        self.draining = False
-        self.change: Pending | None = None
-        """The one that waits for its turn between two generations."""
         self._reloading: Change | None = None
-
-    @property
-    def start_estimate(self) -> timedelta:
-        """How long a start is likely to take: what the last one took."""
-        return timedelta(seconds=self._start_seconds)
+        self._reload_lost = False
+        """Whether the first ranks for it have died."""
 
     def refuse_change(self, failure: RuntimeFailure) -> None:
-        """Tell a writer that still waits that its change will never come into force."""
-        for change in (self.change, self._reloading):
-            if change is not None:
-                change.fail(failure)
-        self.change = self._reloading = None
+        """Tell a writer whose change is tried here that it will never come into force."""
+        change, self._reloading = self._reloading, None
+        if change is not None:
+            change.fail(failure)
 
     def leave(self, generation: Generation) -> None:
-        """Ask the ranks to leave the generation that runs, at its next step boundary."""
-        if self._group is not None:
-            self._group.cancel(generation.number)
+        """Ask the ranks to leave a generation at its next step boundary, if it runs on them."""
+        if self._group is not None and generation in self._running:
+            self._group.cancel(generation.number, generation.batch_index)
 
     async def run(self) -> None:
-        """Serve until drained, with a fresh group after each loss and each reload.
+        """Serve until drained, with fresh ranks after each loss and each reload.
 
         Raises:
             ConfigError: the ranks cannot serve this model with these settings.
-            RanksLost: the first group was lost before it served, or one after the other.
+            RanksLost: the first ranks of all were lost before they served, or those of each group
+                again and again.
         """
+        if self._config.groups > 1:
+            structlog.contextvars.bind_contextvars(group=self._index)
+        if self._index > 0:
+            await self._fleet.first_served.wait()
         while True:
-            self._epoch += 1
             wanted = self._reloading.wanted if self._reloading else self._configuration()
-            self._group = group = self._make_group(self._epoch, wanted)
+            self._group = group = self._make_group(self._index, self._fleet.new_epoch(), wanted)
             try:
-                await self._serve(group)
+                await self._serve(group, wanted)
                 await group.stop()
             except _Reload:
-                self._on_restarting()
-                await group.stop()
+                self._on_restarting(self._index, RestartCause.RELOAD)
+                await group.make_way()
             except GroupLost as lost:
                 await self._lose(group, lost)
             except CannotLoad as cannot:
@@ -126,97 +117,149 @@ class Dispatcher:
             else:
                 return
             finally:
+                self._fleet.leaves(self._index)
+                self._runner.free_place()
                 await group.kill()
+            if self._index in self._fleet.resting and not await self._rest():
+                return
 
-    async def _serve(self, group: Group) -> None:
-        """Start the group, then run what waits; returns when it has drained."""
+    async def _serve(self, group: Group, loaded: Configuration) -> None:
+        """Start the ranks, then run what waits; returns when all have drained."""
         began = time.monotonic()
-        self._ledger.estimates.serving_at = began + self._start_seconds
+        if not self._fleet.serving:
+            self._ledger.estimates.serving_at = began + self._fleet.start_seconds
         facts = await group.start()
+        held = HeldAdapters(self._fleet.adapters, group, self._fleet.new_number)
         # Those that a reload cannot take along make it fail; the first ranks must hold all of them.
         required = self._reloading is not None or not self._served
-        await self._adapters.restore(group, self._next_number, required=required)
-        self._ledger.estimates.serves(facts.separate_cfg)
-        self._start_seconds = time.monotonic() - began
+        await held.restore(required=required)
+        self._fleet.start_seconds = time.monotonic() - began
         self._served = True
-        log.info("serving", epoch=group.epoch, seconds=round(self._start_seconds, 1))
+        log.info("serving", epoch=group.epoch, seconds=round(self._fleet.start_seconds, 1))
+        if facts.batch_fault:
+            log.warning("served without batches", cause=facts.batch_fault)
         reloaded, self._reloading = self._reloading, None
         if reloaded is not None:
             self._ledger.estimates.forget()
-        if reloaded is not None and not reloaded.succeed():
-            # Its writer has gone: the group has settings that nobody may ever see in force.
-            raise _Reload
+            reloaded.succeed()
+        self._check_configuration(loaded)
+        self._ledger.estimates.serves(facts.separate_cfg)
+        self._fleet.serves(self._index)
         self._on_serving(facts)
-        while (generation := await self._next(group)) is not None:
-            await self._run(group, generation)
+        while (generation := await self._next(group, facts, held, loaded)) is not None:
+            await self._run(group, facts, self._batch(facts, generation))
 
-    async def _next(self, group: Group) -> Generation | None:
-        """Wait for the next generation, changing the configuration meanwhile; None once drained."""
+    async def _next(
+        self, group: Group, facts: Facts, held: HeldAdapters, loaded: Configuration
+    ) -> Generation | None:
+        """Wait for the next generation, doing what changes meanwhile; None once all have drained.
+
+        Of several groups that wait, the one that has waited longest is woken first.
+        """
         while True:
             if group.explanation:
-                raise GroupLost(group.explanation)
-            if self.change is not None and not self._must_wait(self.change):
-                change, self.change = self.change, None
-                await self._apply(group, change)
+                raise GroupLost(group.cause, group.explanation)
+            self._check_configuration(loaded)
+            change = self._fleet.offer(self._index)
+            if change is not None:
+                await self._apply(group, held, change)
+                continue
+            if not (held.complete or isinstance(self._fleet.change, AdapterChange)):
+                await held.restore(required=False)
+                continue
+            if len(self._ledger) and not self._runner.placed:
+                # Not between taking one and beginning it: what is in force may change meanwhile.
+                await self._runner.place()
+                continue
+            patience = self._patience(facts)
+            if patience > 0:
+                await self._look_again(patience)
                 continue
             generation = self._ledger.take()
-            if generation is not None or self.draining:
+            if generation is not None or self._fleet.finished:
                 return generation
-            self._ledger.work.clear()
-            await self._ledger.work.wait()
+            await self._look_again(None)
 
-    def _must_wait(self, change: Pending) -> bool:
-        """Say whether a generation that begins again still needs what would be removed."""
-        if not isinstance(change, AdapterChange) or change.loads:
-            return False
-        return any(
-            use.name == change.adapter.name
-            for generation in self._ledger.restarting
-            for use in generation.parameters.adapters
+    def _patience(self, facts: Facts) -> float:
+        """Give for how many seconds the next generation may still wait for others like it."""
+        following, size = self._ledger.next, self._config.max_batch_size
+        if following is None or facts.batch_fault or self._config.max_batch_wait == 0:
+            return 0.0
+        if self._fleet.draining.is_set() or self._ledger.alike(size) >= size:
+            return 0.0
+        if not self._may_share(following):
+            return 0.0
+        return following.accepted_at + self._config.max_batch_wait - time.monotonic()
+
+    async def _look_again(self, seconds: float | None) -> None:
+        """Wait until there may be something to do, or for so long."""
+        self._ledger.work.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ledger.work.wait()
+
+    def _batch(self, facts: Facts, first: Generation) -> list[Generation]:
+        """Give a generation that was taken with those that share its call."""
+        if facts.batch_fault or not self._may_share(first):
+            return [first]
+        busy = {each.group for each in self._ledger.running if each is not first}
+        others = self._fleet.serving - busy - {self._index}
+        return self._ledger.take_alike(first, self._config.max_batch_size, 1 + len(others))
+
+    def _may_share(self, generation: Generation) -> bool:
+        # One that is about to be settled anew may be another afterwards.
+        current = self._configuration().revision
+        return (
+            self._config.max_batch_size > 1
+            and generation.revision == current
+            and self._fleet.may_begin(generation)
+            and batch_key(generation) is not None
         )
 
-    def _next_number(self) -> int:
-        self._number += 1
-        return self._number
+    def _check_configuration(self, loaded: Configuration) -> None:
+        """Leave ranks that were loaded for what is no longer in force, or never came to be."""
+        if needs_reload(loaded, self._configuration()):
+            raise _Reload
 
-    async def _run(self, group: Group, generation: Generation) -> None:
-        if await self._runner.run(group, generation, self._next_number()):
+    async def _run(self, group: Group, facts: Facts, batch: list[Generation]) -> None:
+        self._running = batch
+        if await self._runner.run(group, facts, batch, self._fleet.new_number()):
             self._losses.clear()
-        self._ledger.running = None
+        self._running = []
+        for generation in batch:
+            self._ledger.release(generation)
+        if self._fleet.draining.is_set() or self._fleet.change is not None:
+            # Others wait for the end of this one, to leave or to agree.
+            self._fleet.wake()
 
-    async def _apply(self, group: Group, change: Pending) -> None:
-        """Put a change into force on all ranks or none; `_Reload` where that takes new ranks."""
-        if change.given_up:
-            return
+    async def _apply(self, group: Group, held: HeldAdapters, change: Pending) -> None:
+        """Have the ranks agree to a change or refuse it; `_Reload` where that takes new ones."""
         try:
             match change:
+                case Change(reload=True):
+                    self._fleet.take(change)
+                    self._reloading, self._reload_lost = change, False
+                    raise _Reload
                 case Change():
                     await self._configure(group, change)
                 case AdapterChange():
-                    await self._adapters.apply(group, change, self._next_number)
+                    await held.carry_out(change)
+        except RuntimeFailure as failure:
+            self._fleet.refuse(change, failure)
         except GroupLost as lost:
-            # Once is chance: it waits for the next ranks. What loses them twice would go on so.
-            if change.interrupted:
-                reason = f"the ranks were lost with it: {lost.explanation}"
-                change.fail(ChangeRefused((Problem(change.subject, reason, "unsupported"),)))
-            elif self.change is None:
-                change.interrupted, self.change = True, change
+            self._fleet.interrupt(change, lost.explanation)
             raise
+        else:
+            self._fleet.agree(self._index, change)
 
     async def _configure(self, group: Group, change: Change) -> None:
-        if change.reload:
-            self._reloading = change
-            raise _Reload
-        current = self._configuration().cache
-        if change.wanted.cache == current:
-            change.succeed()
+        """Have the ranks hold its cache settings; `ChangeRefused` if they cannot."""
+        if change.wanted.cache == self._configuration().cache:
             return
         failures = await self._hold(group, change.wanted.cache)
         if failures:
             problems = {Problem(failure.field or "cache", failure.message) for failure in failures}
-            change.fail(ChangeRefused(tuple(problems)))
-        elif not change.succeed():
-            await self._hold(group, current)
+            raise ChangeRefused(tuple(problems))
 
     async def _hold(self, group: Group, cache: CacheSettings) -> list[Failed]:
         """Make all ranks hold cache settings; give what those said that could not."""
@@ -224,7 +267,7 @@ class Dispatcher:
         steps = len(mask) if isinstance(mask, tuple) else _MASK_STEPS
         command = Configure(
             epoch=group.epoch,
-            number=self._next_number(),
+            number=self._fleet.new_number(),
             cache=cache,
             num_inference_steps=steps,
         )
@@ -232,55 +275,52 @@ class Dispatcher:
             return [report async for report in reports if isinstance(report, Failed)]
 
     async def _lose(self, group: Group, lost: GroupLost) -> None:
-        """Report a lost group, and begin again or end what ran on it.
+        """Report lost ranks, and begin again or end what ran on them.
 
         Raises:
-            RanksLost: groups are lost again and again, or the first never served.
+            RanksLost: as `run`.
         """
-        failure = RanksLost(group.epoch, lost.explanation, self.start_estimate)
-        self._on_restarting()
+        estimate = timedelta(seconds=self._fleet.start_seconds)
+        failure = RanksLost(group.epoch, lost.explanation, estimate)
+        self._on_restarting(self._index, lost.cause)
         await self._report(group)
         if self._reloading is not None:
-            self._give_reload_up(lost.explanation)
+            # What dies has refused nothing, so that it gets one more try; what is slow gets none.
+            if lost.cause is RestartCause.DIED and not self._reload_lost:
+                self._reload_lost = True
+            else:
+                self._give_reload_up(lost.explanation)
             return
-        if self._ledger.running is not None:
-            self._recover(self._ledger.running, failure)
+        # The first to have been taken comes to stand before the others.
+        while self._running:
+            self._recover(self._running.pop(), failure)
         now = time.monotonic()
         self._losses.append(now)
         window = self._config.crash_loop_window
         in_a_row = len(self._losses) == self._losses.maxlen and now - self._losses[0] < window
-        if in_a_row or not self._served:
+        never_served = not self._fleet.first_served.is_set()
+        if never_served or (in_a_row and not self._fleet.rests(self._index)):
             raise failure from lost
 
     def _recover(self, generation: Generation, unexplained: RanksLost) -> None:
-        """Let it begin again before all others, or end it; nothing runs any more."""
-        self._ledger.running = None
+        """Let it begin again before all others, or end it; it runs no more."""
         if generation.state.final:
+            self._ledger.release(generation)
             return
         attempts = self._config.max_attempts
         failures = self._runner.failures
         world_size = self._config.world_size
         ending = recovery.verdict(generation, failures, world_size, attempts, unexplained)
         if ending is not None:
+            self._ledger.release(generation)
             self._ledger.end(generation, ending)
             return
-        generation.attempt += 1
-        generation.steps.clear()
-        generation.state = State.RESTARTING
-        generation.log.append(
-            Restarted(
-                attempt=generation.attempt,
-                max_attempts=attempts,
-                epoch=self._epoch + 1,
-                reason=unexplained.explanation,
-            )
-        )
-        self._ledger.put_back(generation)
+        self._ledger.begin_again(generation, self._fleet.coming_epoch, unexplained.explanation)
 
     async def _report(self, group: Group) -> None:
         report = await group.examine()
-        running = self._ledger.running
-        if running is not None:
+        if self._running:
+            running = self._running[0]
             report = replace(report, request_id=running.request_id, last_step=running.steps_done)
         log.error("the ranks were lost", **asdict(report))
         if self._config.crash_folder:
@@ -290,12 +330,32 @@ class Dispatcher:
                 log.warning("the crash report could not be kept", error=str(error))
 
     def _cannot_load(self, cannot: CannotLoad) -> None:
-        if self._reloading is None:
-            raise ConfigError((Problem("model", str(cannot)),)) from cannot
-        self._give_reload_up(str(cannot))
+        """Tell who asked for it; what served before may yet do so again, if others do meanwhile.
+
+        Raises:
+            ConfigError: no group is left, or this one has never served: the settings ask for more
+                than there is.
+        """
+        if self._reloading is not None:
+            self._give_reload_up(str(cannot))
+        elif self._served and self._fleet.rests(self._index):
+            log.error("the ranks cannot be loaded again", error=str(cannot))
+        else:
+            subject = "groups" if self._index > 0 else "model"
+            raise ConfigError((Problem(subject, str(cannot)),)) from cannot
 
     def _give_reload_up(self, cause: str) -> None:
-        """Tell the writer; the next group has the configuration that is in force."""
-        change, self._reloading = self._reloading, None
-        if change is not None:
-            change.fail(ReloadFailed(cause))
+        """Tell the writer; the next ranks have the configuration that is in force."""
+        self.refuse_change(ReloadFailed(cause))
+
+    async def _rest(self) -> bool:
+        """Wait until ranks that were lost too often are tried again; False if all drain first."""
+        seconds = self._config.crash_loop_window
+        log.error("the ranks rest before they are tried again", seconds=seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._fleet.draining.wait()
+        except TimeoutError:
+            self._fleet.returns(self._index)
+            return True
+        return False

@@ -1,7 +1,7 @@
 """The only door for the service: submit a generation, follow its events, cancel it.
 
 Everything that must survive a crash of the ranks is behind it in this process: the `ledger` of
-accepted generations, and the `dispatcher` that keeps a group of ranks serving.
+accepted generations, and the `groups` of ranks that it keeps serving.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import enum
-import shutil
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import structlog
 
 from ditcast_runtime.accepted import Generation, Submission
+from ditcast_runtime.causes import RestartCause
 from ditcast_runtime.change import Change, Pending
 from ditcast_runtime.config import (
     Adapter,
@@ -28,7 +26,6 @@ from ditcast_runtime.config import (
     needs_reload,
 )
 from ditcast_runtime.delivery import Delivery, Encode
-from ditcast_runtime.dispatcher import Dispatcher
 from ditcast_runtime.errors import (
     AdapterNameTaken,
     AdapterRefused,
@@ -38,14 +35,17 @@ from ditcast_runtime.errors import (
     UnknownAdapter,
     UnknownRevision,
 )
-from ditcast_runtime.generation import OutputDigest, Receipt, State
-from ditcast_runtime.group import Group
-from ditcast_runtime.ledger import Ledger
+from ditcast_runtime.fleet import Fleet
+from ditcast_runtime.generation import State
+from ditcast_runtime.groups import Groups, Listeners, RankSettings
+from ditcast_runtime.hosts.attachments import Attachments
+from ditcast_runtime.ledger import Ledger, Vitals
 from ditcast_runtime.loaded_adapters import AdapterChange, LoadedAdapters
 from ditcast_runtime.messages import Facts, Loading, WarmingUp
+from ditcast_runtime.observer import UNOBSERVED, Observer
 from ditcast_runtime.preview_delivery import EncodePreview, PreviewDelivery
-from ditcast_runtime.receipts import make_receipt
-from ditcast_runtime.runner import Runner
+from ditcast_runtime.private_folder import PrivateFolder
+from ditcast_runtime.shadow import Shadows
 from ditcast_runtime.summary import Summary
 from ditcast_runtime.timings import Starts, stage_text
 
@@ -79,10 +79,12 @@ class Engine:
         *,
         json_logs: bool,
         log_level: str,
+        observer: Observer = UNOBSERVED,
+        attachments: Attachments | None = None,
     ) -> None:
+        """Make it; with `attachments`, ranks are taken from there in place of starting them."""
         self._config = config
-        self._json_logs = json_logs
-        self._log_level = log_level
+        self._observer = observer
         self._configurations = [first_configuration(config)]
         self._writing = asyncio.Lock()
         self._initial = self._configurations[0]
@@ -92,30 +94,32 @@ class Engine:
         self._starts = Starts()
         self._stage = ""
         self._pool = ThreadPoolExecutor(config.encoder_threads, thread_name_prefix="encode")
-        # Private: whoever could write the rendezvous file in it could join the group.
-        self._folder = Path(tempfile.mkdtemp(prefix="ditcast-"))
-        self._ledger = Ledger(config, self._folder, self._leave)
-        self._delivery = Delivery(encode, self._pool, config.chunk_bytes, self._starts)
+        self._folder = PrivateFolder()
+        self._ledger = Ledger(config, self._folder.path, self._leave, observer)
+        self._shadows = Shadows(self._ledger, self._pool, self._check_accepting)
+        # One being made by each group and one being encoded: none holds another up.
+        places = config.groups + 1
+        self._delivery = Delivery(encode, self._pool, config.chunk_bytes, self._starts, places)
         self._adapters = LoadedAdapters(config.adapters)
-        self._previews = PreviewDelivery(encode_preview, self._pool)
-        runner = Runner(
+        self._groups = Groups(
             config,
-            self._ledger,
+            Fleet(config, self._ledger, self._adapters),
             self._delivery,
-            self._previews,
+            lambda: PreviewDelivery(encode_preview, self._pool),
+            self._starts,
+            RankSettings(
+                folder=self._folder.path,
+                json_logs=json_logs,
+                log_level=log_level,
+                attachments=attachments,
+            ),
             lambda: self.configuration,
-            self._receipt,
-            self._adapters.hold,
-        )
-        self._dispatcher = Dispatcher(
-            config,
-            self._ledger,
-            runner,
-            self._adapters,
-            make_group=self._make_group,
-            configuration=lambda: self.configuration,
-            on_serving=self._serves,
-            on_restarting=self._restarts,
+            Listeners(
+                serving=self._serves,
+                restarting=self._restarts,
+                progress=self._goes_on,
+                delivered=self._shadows.succeed,
+            ),
         )
         self._task: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
@@ -139,16 +143,15 @@ class Engine:
         """Refuse new work, finish the rest within the grace, end what is left, free the ranks."""
         busy = self.phase in {Phase.SERVING, Phase.RESTARTING}
         self._set_phase(Phase.DRAINING)
-        self._dispatcher.draining = True
-        self._ledger.work.set()
+        self._groups.drain()
         if self._task is not None:
             # It ends by itself once nothing waits and the idle ranks have left.
             await asyncio.wait({self._task}, timeout=self._config.grace if busy else 0.0)
-            self._ledger.end_all(NotServing("DRAINING", self._dispatcher.start_estimate))
+            self._ledger.end_all(NotServing("DRAINING", self._groups.start_estimate))
             self._task.cancel()
             await asyncio.wait({self._task})
-        await self._delivery.idle()
-        await self._previews.idle()
+        for each in (self._delivery, self._shadows, self._groups):
+            await each.idle()
         self._close(None)
 
     def on_loading(self, listener: Callable[[Loading], None]) -> None:
@@ -226,7 +229,9 @@ class Engine:
                 raise AdapterRefused(adapter.name, f"{self.facts.pipeline_class} takes no adapters")
             known = self._adapters.get(adapter.name)
             if known is None:
-                await self._put_into_force(AdapterChange(adapter, loads=True))
+                await self._put_into_force(
+                    AdapterChange(adapter, loads=True, commit=self._adapters.commit)
+                )
             elif (known.file, known.weights_digest) != (adapter.file, adapter.weights_digest):
                 raise AdapterNameTaken(adapter.name, known.file)
             # Between the order and here nothing else can have unloaded it: it has one writer.
@@ -244,11 +249,12 @@ class Engine:
             known = self._adapters.get(name)
             if known is None:
                 raise UnknownAdapter(name)
-            await self._put_into_force(AdapterChange(known, loads=False))
+            await self._put_into_force(
+                AdapterChange(known, loads=False, commit=self._adapters.commit)
+            )
 
     async def _put_into_force(self, change: Pending) -> None:
-        self._dispatcher.change = change
-        self._ledger.work.set()
+        self._groups.propose(change)
         await change.wait()
 
     def _commit(self, wanted: Configuration) -> None:
@@ -262,34 +268,39 @@ class Engine:
             raise self._not_serving()
 
     def _not_serving(self) -> NotServing:
-        return NotServing(self.phase.name, self._dispatcher.start_estimate, self._stage)
+        return NotServing(self.phase.name, self._groups.start_estimate, self._stage)
 
     @property
-    def queue_depth(self) -> int:
-        """Generations that wait."""
-        return len(self._ledger)
+    def serving_groups(self) -> Collection[int]:
+        """The indices of the groups that take generations now."""
+        return self._groups.serving
+
+    @property
+    def vitals(self) -> Vitals:
+        """How much there is of everything now."""
+        return self._ledger.vitals
 
     def submit(self, submission: Submission) -> Generation:
         """Accept a generation, or give the one that its id stands for already.
 
         Raises:
-            RequestIdReused: the id stands for other content.
-            NotServing: before the first SERVING and while draining.
+            RequestIdReused, NotServing: as `same` does.
             QueueFull: nothing more may wait.
         """
         known = self.same(submission.request_id, submission.identity, submission.digest)
-        if known is not None:
-            return known
-        self._check_accepting()
-        return self._ledger.admit(submission)
+        return self._ledger.admit(submission) if known is None else known
 
     def same(self, request_id: str, identity: str, digest: bytes) -> Generation | None:
         """Give the generation that a caller's id stands for already, if any.
 
         Raises:
             RequestIdReused: it stands for other content.
+            NotServing: it stands for nothing yet, and nothing new is taken.
         """
-        return self._ledger.same(request_id, identity, digest)
+        known = self._ledger.same(request_id, identity, digest)
+        if known is None:
+            self._check_accepting()
+        return known
 
     def summaries(self, identity: str | None = "") -> list[Summary]:
         """List a caller's generations, the newest first."""
@@ -308,7 +319,7 @@ class Engine:
 
     async def _supervise(self) -> None:
         try:
-            await self._dispatcher.run()
+            await self._groups.run()
         except (ConfigError, RanksLost) as why:
             self._close(why)
         except Exception as error:  # the outermost frame: a bug must not leave callers waiting
@@ -317,11 +328,11 @@ class Engine:
 
     def _close(self, why: Exception | None) -> None:
         """End everything for good and say why: to `start` if it still waits, else by `closed`."""
-        stopped = NotServing("STOPPED", self._dispatcher.start_estimate)
+        stopped = NotServing("STOPPED", self._groups.start_estimate)
         self._ledger.end_all(stopped)
-        self._dispatcher.refuse_change(stopped)
+        self._groups.refuse_change(stopped)
         self._pool.shutdown(wait=False, cancel_futures=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
         self._set_phase(Phase.STOPPED)
         if not self._serving.done():
             self._serving.set_exception(why or stopped)
@@ -333,32 +344,13 @@ class Engine:
         else:
             self.closed.set_exception(why)
 
-    def _make_group(self, epoch: int, configuration: Configuration) -> Group:
-        self._starts.load(time.monotonic())
-        return Group(
-            self._config,
-            configuration,
-            epoch,
-            self._folder,
-            json_logs=self._json_logs,
-            log_level=self._log_level,
-            on_progress=self._goes_on,
-            on_lost=self._ledger.work.set,
-        )
-
-    def _receipt(
-        self, generation: Generation, sigmas: tuple[float, ...], outputs: tuple[OutputDigest, ...]
-    ) -> Receipt:
-        used = generation.configuration or self.configuration
-        parameters = generation.parameters
-        return make_receipt(self._config, self.facts, used, parameters, sigmas, outputs)
-
     def _leave(self, generation: Generation) -> None:
-        self._dispatcher.leave(generation)
+        self._groups.leave(generation)
 
-    def _restarts(self) -> None:
-        self._starts.load(time.monotonic())
-        self._set_phase(Phase.RESTARTING)
+    def _restarts(self, index: int, cause: RestartCause) -> None:
+        self._observer.ranks_restart(index, cause)
+        if not self._groups.serving:
+            self._set_phase(Phase.RESTARTING)
 
     def _goes_on(self, report: Loading | WarmingUp) -> None:
         if isinstance(report, Loading):

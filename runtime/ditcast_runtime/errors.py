@@ -82,6 +82,37 @@ class TooManyBytes(RuntimeFailure):
         super().__init__(f"{bytes_in_flight} of {limit} bytes in flight are taken.")
 
 
+class ClientLimitReached(RuntimeFailure):
+    """One client may not have more at once than it has; the others may.
+
+    Attributes:
+        client: who it is, such as "caller:studio" or "clientip:10.0.0.7".
+        limit: the name of the limit, such as max_queued_per_client.
+        held: what the client has of it now.
+        bound: what it may have.
+        asked: what it asked for beyond.
+        retry_after: when there is likely to be room; None: never for so much at once.
+    """
+
+    def __init__(
+        self,
+        client: str,
+        limit: str,
+        *,
+        held: int,
+        bound: int,
+        asked: int,
+        retry_after: timedelta | None,
+    ) -> None:
+        self.client = client
+        self.limit = limit
+        self.held = held
+        self.bound = bound
+        self.asked = asked
+        self.retry_after = retry_after
+        super().__init__(f"{limit} of {client}: {asked} more with {held} of {bound} taken.")
+
+
 class CannotMeetDeadline(RuntimeFailure):
     """Refused at once: by what was measured, it would take far longer than its time limit.
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from ditcast_runtime.accepted import Generation
+from ditcast_runtime.events import CacheDecision
 from ditcast_runtime.generation import OutputFormat, Parameters, SeparateCfg, State
 from ditcast_runtime.group import RunReport
 from ditcast_runtime.messages import Denoising, Ended, Outcome, Step
@@ -28,7 +29,7 @@ _KINDS = 1024
 """Kinds remembered; the oldest goes first, so that odd sizes cannot fill the memory."""
 
 _ENOUGH_STEPS = 3
-"""Steps of a kind after which the watchdog trusts their median."""
+"""Computed steps of a kind after which the watchdog trusts their median."""
 
 _ENOUGH_RUNS = 2
 """Generations of a kind after which they count as measured: the first of a size is often slow."""
@@ -85,6 +86,10 @@ class Estimate:
         """Give the estimate for so many of the same."""
         return Estimate(self.seconds * count, self.measured * count, self.known)
 
+    def shared(self, groups: int) -> Estimate:
+        """Give the estimate for the same work done by so many side by side."""
+        return Estimate(self.seconds / groups, self.measured / groups, self.known)
+
     def less(self, seconds: float) -> Estimate:
         """Give what is left when so much of it has passed."""
         left = max(0.0, self.seconds - seconds)
@@ -94,21 +99,44 @@ class Estimate:
 _UNKNOWN = Estimate(known=False)
 
 
+class Outlook:
+    """When those that wait are likely to begin: each takes the ranks that are free first."""
+
+    def __init__(self, free: list[Estimate]) -> None:
+        """Begin with when the ranks of each group are free."""
+        self._free = free
+
+    @property
+    def next(self) -> Estimate:
+        """When ranks are free for one more."""
+        return min(self._free, key=_seconds)
+
+    def take(self, whole: Estimate) -> Estimate:
+        """Give when the next one begins, which keeps its ranks for so long."""
+        begins = self.next
+        self._free[self._free.index(begins)] = begins + whole
+        return begins
+
+    def copy(self) -> Outlook:
+        """Give another that can be taken from."""
+        return Outlook(self._free.copy())
+
+
 class Estimates:
     """Learns from the reports of the ranks, and foretells."""
 
     def __init__(self) -> None:
         self.serving_at = 0.0
         """When ranks that start are likely to serve; in the past while they serve."""
+        self.groups = 1
+        """How many groups take generations; 1 also while none does."""
         self._separate_cfg = SeparateCfg.NEVER
         self.forget()
-        self._taken_at = 0.0
-        self._reported_at = 0.0
-        self._prepare_seconds = 0.0
 
     def forget(self) -> None:
         """Drop what was measured: the ranks now run in another way."""
         self._steps = Durations(_REMEMBERED_STEPS)
+        self._computed_steps = Durations(_REMEMBERED_STEPS)
         self._runs = Durations(_REMEMBERED_RUNS)
 
     def serves(self, separate_cfg: SeparateCfg) -> None:
@@ -116,22 +144,28 @@ class Estimates:
         self._separate_cfg = separate_cfg
         self.serving_at = 0.0
 
-    def taken(self, now: float) -> None:
-        """Begin to count what the generation keeps the ranks for."""
-        self._taken_at = self._reported_at = now
+    def taken(self, generation: Generation, now: float) -> None:
+        """Begin to count what a generation keeps its ranks for."""
+        generation.taken_at = generation.reported_at = now
 
     def observe(self, generation: Generation, report: RunReport, now: float) -> None:
-        """Learn from one report about the generation that runs."""
-        parameters = generation.parameters
-        self._reported_at = now
+        """Learn from one report about a generation that runs."""
+        parameters, size = generation.parameters, generation.batch_size
+        generation.reported_at = now
+        if isinstance(report, Denoising):
+            generation.prepare_seconds = report.prepare_seconds
+        if generation.batch_index > 0:
+            return  # It is one call, and the first of the batch stands for it.
         match report:
             case Denoising():
-                self._prepare_seconds = report.prepare_seconds
-                self._runs.record(self._prepare_kind(parameters), report.prepare_seconds)
+                self._runs.record(self._prepare_kind(parameters, size), report.prepare_seconds)
                 self._runs.record("prepare", report.prepare_seconds)
             case Step():
-                self._steps.record(self._step_kind(parameters), report.seconds)
-                per_pixel = report.seconds / self._pass_pixels(parameters)
+                kind = self._step_kind(parameters, size)
+                self._steps.record(kind, report.seconds)
+                if _computed(report):
+                    self._computed_steps.record(kind, report.seconds)
+                per_pixel = report.seconds / self._pass_pixels(parameters) / size
                 self._steps.record(("pixel", parameters.cache), per_pixel)
                 self._steps.record("pixel", per_pixel)
             case Ended(rank=0):
@@ -139,61 +173,72 @@ class Estimates:
             case _:
                 pass
 
-    def step_median(self, parameters: Parameters) -> float | None:
-        """Give the median of steps of this kind, for the watchdog, once three are known."""
-        return self._steps.median(self._step_kind(parameters), _ENOUGH_STEPS)
+    def step_median(self, parameters: Parameters, batch_size: int = 1) -> float | None:
+        """Give the median of computed steps of this kind, for the watchdog, once three are known.
+
+        Of a batch of a size of its own: its steps take longer than those of one.
+
+        Where most steps are cached, a multiple of the median of all would be less than one
+        computed step takes, and the watchdog would kill ranks that work.
+        """
+        return self._computed_steps.median(self._step_kind(parameters, batch_size), _ENOUGH_STEPS)
 
     def whole(self, parameters: Parameters) -> Estimate:
-        """Foretell how long a generation keeps the ranks, from taking it to being free."""
+        """Foretell how long a generation keeps the ranks alone, from taking it to being free."""
         steps = self._pace(parameters).times(parameters.num_inference_steps)
         return self._prepare(parameters) + steps + self._decode(parameters) + self._rest()
 
-    def until_free(self, running: Generation | None, now: float) -> Estimate:
-        """Foretell how long it takes until the ranks take the next generation."""
+    def outlook(self, running: Iterable[Generation], now: float) -> Outlook:
+        """Foretell how long it takes until ranks take the next, and those after it."""
         pause = Estimate(max(0.0, self.serving_at - now))
-        return pause if running is None else pause + self._left(running, now)
+        # Of a batch the first stands for all: it is one call.
+        calls = (each for each in running if each.batch_index == 0)
+        left = sorted((self._left(each, now) for each in calls), key=_seconds)
+        idle = [Estimate()] * (self.groups - len(left))
+        return Outlook([pause + each for each in (*idle, *left)][: self.groups])
 
     def _left(self, running: Generation, now: float) -> Estimate:
-        parameters, elapsed = running.parameters, now - self._reported_at
-        after = self._decode(parameters) + self._rest()
-        pace = self._pace(parameters)
+        parameters, elapsed = running.parameters, now - running.reported_at
+        size = running.batch_size
+        after = self._decode(parameters, size) + self._rest()
+        pace = self._pace(parameters, size)
         stage = "prepare" if running.state is State.RESTARTING else running.stage
         if stage == "decode":
-            return self._decode(parameters).less(elapsed) + self._rest()
-        if running.state.final:
+            return self._decode(parameters, size).less(elapsed) + self._rest()
+        if running.state.final and size == 1:
             return pace.less(elapsed)  # It is left at the next boundary.
         if stage == "denoise":
             steps = pace.times(max(0, parameters.num_inference_steps - running.steps_done))
             return steps.less(min(elapsed, pace.seconds)) + after
         steps = pace.times(parameters.num_inference_steps)
-        return self._prepare(parameters).less(elapsed) + steps + after
+        return self._prepare(parameters, size).less(elapsed) + steps + after
 
     def _observe_end(self, generation: Generation, report: Ended, now: float) -> None:
-        parameters = generation.parameters
+        parameters, size = generation.parameters, generation.batch_size
         if report.outcome is not Outcome.DONE or generation.attempt > 1 or not report.steps:
             return
         pace = report.denoise_seconds / report.steps
-        self._runs.record(("pace", *self._step_kind(parameters)), pace)
-        self._runs.record(self._decode_kind(parameters), report.decode_seconds)
-        self._runs.record("decode pixel", report.decode_seconds / _pixels(parameters))
-        told = self._prepare_seconds + report.denoise_seconds + report.decode_seconds
-        self._runs.record("rest", max(0.0, now - self._taken_at - told))
+        self._runs.record(("pace", *self._step_kind(parameters, size)), pace)
+        self._runs.record(self._decode_kind(parameters, size), report.decode_seconds)
+        self._runs.record("decode pixel", report.decode_seconds / _pixels(parameters) / size)
+        told = generation.prepare_seconds + report.denoise_seconds + report.decode_seconds
+        self._runs.record("rest", max(0.0, now - generation.taken_at - told))
 
-    def _pace(self, parameters: Parameters) -> Estimate:
+    def _pace(self, parameters: Parameters, size: int = 1) -> Estimate:
         """Foretell one step: the mean over a generation, as cached steps are shorter."""
-        kind = self._step_kind(parameters)
-        pixels = self._pass_pixels(parameters)
+        kind = self._step_kind(parameters, size)
+        pixels = self._pass_pixels(parameters) * size
         alike = self._steps.mean(("pixel", parameters.cache)) or self._steps.mean("pixel")
         scaled = None if alike is None else alike * pixels
         return self._foretell(("pace", *kind), self._steps.mean(kind) or scaled)
 
-    def _prepare(self, parameters: Parameters) -> Estimate:
-        return self._foretell(self._prepare_kind(parameters), self._runs.median("prepare"))
+    def _prepare(self, parameters: Parameters, size: int = 1) -> Estimate:
+        return self._foretell(self._prepare_kind(parameters, size), self._runs.median("prepare"))
 
-    def _decode(self, parameters: Parameters) -> Estimate:
+    def _decode(self, parameters: Parameters, size: int = 1) -> Estimate:
         alike = self._runs.median("decode pixel")
-        scaled = None if alike is None else alike * _pixels(parameters)
-        return self._foretell(self._decode_kind(parameters), scaled)
+        scaled = None if alike is None else alike * _pixels(parameters) * size
+        return self._foretell(self._decode_kind(parameters, size), scaled)
 
     def _rest(self) -> Estimate:
         seconds = self._runs.median("rest") or 0.0
@@ -218,19 +263,32 @@ class Estimates:
     def _pass_pixels(self, parameters: Parameters) -> int:
         return _pixels(parameters) * (2 if self._two_passes(parameters) else 1)
 
-    def _step_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
-        size = (*_size(parameters), parameters.num_images)
+    def _step_kind(self, parameters: Parameters, batch_size: int) -> tuple[Hashable, ...]:
+        size = (*_size(parameters), parameters.num_images, batch_size)
         adapters = tuple(sorted(use.weights_digest for use in parameters.adapters))
         return ("step", *size, parameters.cache, self._two_passes(parameters), adapters)
 
-    def _prepare_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
+    def _prepare_kind(self, parameters: Parameters, batch_size: int) -> tuple[Hashable, ...]:
         inputs = tuple((image.width, image.height) for image in parameters.images)
-        return ("prepare", parameters.num_images, self._two_passes(parameters), inputs)
+        rows = parameters.num_images, batch_size
+        return ("prepare", *rows, self._two_passes(parameters), inputs)
 
-    def _decode_kind(self, parameters: Parameters) -> tuple[Hashable, ...]:
+    def _decode_kind(self, parameters: Parameters, batch_size: int) -> tuple[Hashable, ...]:
         # Latents are not decoded.
         latents = parameters.output.format is OutputFormat.LATENT_SAFETENSORS
-        return ("decode", *_size(parameters), parameters.num_images, latents)
+        return ("decode", *_size(parameters), parameters.num_images, batch_size, latents)
+
+
+def _seconds(estimate: Estimate) -> float:
+    return estimate.seconds
+
+
+def _computed(report: Step) -> bool:
+    """Say whether the cache took nothing from this step."""
+    decisions = (
+        each for found in report.transformers for each in (found.decision, found.cfg_decision)
+    )
+    return all(each in {CacheDecision.COMPUTED, None} for each in decisions)
 
 
 def _pixels(parameters: Parameters) -> int:

@@ -50,6 +50,8 @@ class Started:
     configuration_revision: int
     world_size: int
     epoch: int
+    batch_size: int = 1
+    """Generations that share the call, itself too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,15 +78,15 @@ class RequestWarning:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Restarted:
-    """Its ranks were lost and it begins again: steps count from 1, chunks begin anew."""
+    """Its ranks were lost, or its batch failed, and it begins again: steps count from 1."""
 
     attempt: int
     """Which run begins, from 2."""
     max_attempts: int
     epoch: int
-    """Of the new group."""
+    """Of the group that it begins again on."""
     reason: str
-    """Why the ranks were lost."""
+    """Why the ranks were lost, or the run failed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +132,17 @@ class Timings:
     step_median: float = 0.0
     previews: float = 0.0
     """Of `denoise`: making previews."""
+    shadow: float = 0.0
+    """Waiting for a shadow comparison, and making it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptUse:
+    """Calls of the pipeline's text encoding in a generation: with true CFG there are two."""
+
+    encoded: int = 0
+    reused: int = 0
+    """Not made, since the same was encoded before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,13 +168,37 @@ class RankMemory:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class OutputLikeness:
+    """How near an output is to the one without a cache."""
+
+    output_index: int
+    psnr: float
+    """dB."""
+    ssim: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShadowComparison:
+    """How the outputs of a generation compare to those of the same without a cache."""
+
+    outputs: tuple[OutputLikeness, ...]
+    uncached_denoise: float
+    """Seconds of denoising without the cache."""
+    time_ratio: float
+    """Of denoising, with the cache to without."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Completed:
     """The last event of a generation that succeeded."""
 
     receipt: Receipt
     timings: Timings
+    prompts: PromptUse
     cache: tuple[TransformerCacheReport, ...]
     memory: tuple[RankMemory, ...]
+    shadow: ShadowComparison | None = None
+    """None: not asked for, or it could not be made."""
 
 
 EventKind = (

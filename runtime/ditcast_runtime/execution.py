@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import mmap
 import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import psutil
@@ -39,6 +40,9 @@ from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.previews.previewer import Previewer, Previewing, Sketch
 from ditcast_runtime.steps import ScheduleRefused, Stopwatch
 
+_REFUSALS = (ScheduleRefused, OtherSize, PassesDiffer, ValueError, TypeError)
+"""What is raised by checks, which name what they are about."""
+
 
 class Left(BaseException):
     """Leaves the pipeline at a boundary, on all ranks at the same one.
@@ -60,11 +64,14 @@ class Execution:
         separate_cfg: SeparateCfg,
         control: ControlGroup,
         channel: RankChannel | None,
-        cancelled: Callable[[int], bool],
+        cancelled: Callable[[int], Collection[int]],
         pictures: dict[str, list[Any]],
         previewer: Previewer | None = None,
     ) -> None:
-        """Take what this rank runs with; `channel` is None but on rank 0, which alone reports."""
+        """Take what this rank runs with; `channel` is None but on rank 0, which alone reports.
+
+        `cancelled` says which of the batch are to be left.
+        """
         self.command = command
         self.prepared = False
         self.steps = 0
@@ -76,6 +83,7 @@ class Execution:
         self._cancelled = cancelled
         self._pictures = pictures
         self._previewing = self._previews(previewer)
+        """Of each of the batch that has any."""
         self._watch = Stopwatch()
         self._prepare_seconds = 0.0
         self._denoise_seconds = 0.0
@@ -85,14 +93,17 @@ class Execution:
         """Go through all boundaries; `Left` at the first whose verdict is not GO_ON."""
         parameters = self.command.parameters
         two = two_passes(self._separate_cfg, parameters)
-        arguments = self._pipeline.prepare(parameters, self._pictures, two_passes=two)
+        batch = [each.parameters for each in self.command.batch]
+        arguments = self._pipeline.prepare(batch, self._pictures, two_passes=two)
         self._vote()
         self.prepared = True
         self._prepare_seconds = self._watch.lap()
-        with self._previewing.watching() if self._previewing else contextlib.nullcontext():
+        with contextlib.ExitStack() as watching:
+            for previewing in self._previewing:
+                watching.enter_context(previewing.watching())
             made = self._pipeline.run(arguments, self, parameters.output.format)
         if self._channel is not None:
-            self._send_output(self._channel, made)
+            self._send_outputs(self._channel, made)
         self._vote()
         # Until the slowest rank was through: before that the next generation cannot begin.
         self._decode_seconds = self._watch.lap()
@@ -104,6 +115,15 @@ class Execution:
         Pictures, and what belongs to them, it only looks at on the way to the first step.
         """
         return self._denoising if self._pictures else self.prepared
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a failure can be the pipeline's answer to what it alone can judge.
+
+        Which pictures it was trained for, and what its own arguments may be, no check beforehand
+        knows: until a step has shown that it can work with them, whatever it raises is about them.
+        """
+        return self.steps == 0 and bool(self._pictures or self.command.parameters.pipeline_kwargs)
 
     def denoising_began(self, sigmas: tuple[float, ...]) -> None:
         """Report that the first step begins."""
@@ -118,6 +138,7 @@ class Execution:
                     sigmas=sigmas,
                     prepare_seconds=self._prepare_seconds,
                     encode_prompt_seconds=encode_prompt_seconds,
+                    prompts=self._pipeline.prompts.take_use(),
                 )
             )
 
@@ -142,15 +163,16 @@ class Execution:
                     transformers=decisions,
                 )
             )
-        if self._previewing is not None:
-            self._previewing.step_ended(step)
+        for previewing in self._previewing:
+            previewing.step_ended(step)
+        if self._previewing:
             # It is no part of the next step.
             self._denoise_seconds += self._watch.lap()
 
     def denoising_ended(self) -> None:
         """Begin to count the time of decoding; what came after the last step counts before it."""
-        if self._previewing is not None:
-            self._previewing.denoising_ended()
+        for previewing in self._previewing:
+            previewing.denoising_ended()
         self._denoise_seconds += self._watch.lap()
 
     def outcome(self, verdict: Ballot) -> Outcome:
@@ -175,38 +197,59 @@ class Execution:
             memory=rank_memory(rank, self._pipeline.device),
             denoise_seconds=self._denoise_seconds,
             decode_seconds=self._decode_seconds,
-            preview_seconds=self._previewing.seconds if self._previewing else 0.0,
+            preview_seconds=sum(previewing.seconds for previewing in self._previewing),
         )
 
     def _vote(self) -> None:
         # Only rank 0 is told of a cancel, so that all ranks hear of it at the same boundary.
-        cancelled = self._cancelled(self.command.number)
+        # Of a batch, those that are to be left keep their rows until all are: with fewer rows the
+        # kernels and the cache would work on other shapes, and the bytes of the others change.
+        cancelled = len(self._cancelled(self.command.number)) == len(self.command.batch)
         verdict = self._control.vote(Ballot.CANCEL if cancelled else Ballot.GO_ON)
         if verdict is not Ballot.GO_ON:
             raise Left(verdict)
 
-    def _previews(self, previewer: Previewer | None) -> Previewing | None:
-        """Give what makes this generation's previews, on rank 0 and if there are any."""
-        channel, wanted = self._channel, self.command.previews
-        if channel is None or previewer is None or wanted.every_n_steps == 0:
-            return None
-
-        def send(sketch: Sketch) -> None:
-            channel.send(
-                Preview(
-                    epoch=self.command.epoch,
-                    number=self.command.number,
-                    step=sketch.step,
-                    count=sketch.count,
-                    width=sketch.width,
-                    height=sketch.height,
-                    pixels=sketch.pixels,
-                )
+    def _previews(self, previewer: Previewer | None) -> list[Previewing]:
+        """Give what makes the previews, on rank 0 and for those of the batch that have any."""
+        channel, batch = self._channel, self.command.batch
+        if channel is None or previewer is None:
+            return []
+        return [
+            Previewing(
+                previewer,
+                each.parameters,
+                each.previews,
+                functools.partial(self._send_sketch, channel, index),
+                (index, len(batch)),
             )
+            for index, each in enumerate(batch)
+            if each.previews.every_n_steps > 0
+        ]
 
-        return Previewing(previewer, self.command.parameters, wanted, send)
+    def _send_sketch(self, channel: RankChannel, index: int, sketch: Sketch) -> None:
+        channel.send(
+            Preview(
+                epoch=self.command.epoch,
+                number=self.command.number,
+                step=sketch.step,
+                count=sketch.count,
+                width=sketch.width,
+                height=sketch.height,
+                pixels=sketch.pixels,
+                index=index,
+            )
+        )
 
-    def _send_output(self, channel: RankChannel, made: Made) -> None:
+    def _send_outputs(self, channel: RankChannel, made: Made) -> None:
+        """Send each of the batch its share of what was made, but to those that have left."""
+        share = len(made.outputs) // len(self.command.batch)
+        left = self._cancelled(self.command.number)
+        for index in range(len(self.command.batch)):
+            if index not in left:
+                own = made.outputs[index * share : (index + 1) * share]
+                self._send_output(channel, dataclasses.replace(made, outputs=own), index)
+
+    def _send_output(self, channel: RankChannel, made: Made, index: int) -> None:
         descriptor = os.memfd_create("ditcast-output", os.MFD_CLOEXEC)
         try:
             os.ftruncate(descriptor, made.size_bytes * len(made.outputs))
@@ -216,6 +259,7 @@ class Execution:
             output = Output(
                 epoch=self.command.epoch,
                 number=self.command.number,
+                index=index,
                 count=len(made.outputs),
                 size_bytes=made.size_bytes,
                 width=made.width or self.command.parameters.width,
@@ -238,8 +282,10 @@ def refused_field(error: Exception, parameters: Parameters) -> str:
     for name in parameters.pipeline_kwargs:
         if name in words:
             return f"pipeline_kwargs.{name}"
-    own = (field.name for field in dataclasses.fields(parameters))
     rest = "images" if parameters.images else "pipeline_kwargs"
+    if not isinstance(error, _REFUSALS):
+        return rest  # It speaks of tensors: their "size" and "output" are no fields.
+    own = (field.name for field in dataclasses.fields(parameters))
     return next((name for name in own if name in words), rest)
 
 
@@ -252,8 +298,8 @@ def two_passes(rule: SeparateCfg, parameters: Parameters) -> bool:
     )
 
 
-def failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
-    """Name what sort of exception left the pipeline, by its type."""
+def failure_kind(error: Exception, *, prepared: bool, doubtful: bool = False) -> FailureKind:
+    """Name what sort of exception left the pipeline, by its type and by when it did."""
     match error:
         case torch.OutOfMemoryError() | MemoryError():
             return FailureKind.OUT_OF_MEMORY
@@ -263,7 +309,7 @@ def failure_kind(error: Exception, *, prepared: bool) -> FailureKind:
             return FailureKind.SETTINGS_DIFFER
         case ScheduleRefused() | OtherSize() | PassesDiffer():
             return FailureKind.REFUSED
-        case ValueError() | TypeError() if not prepared:
+        case _ if doubtful or (not prepared and isinstance(error, (ValueError, TypeError))):
             return FailureKind.REFUSED
         case _:
             return FailureKind.FAILED

@@ -21,9 +21,9 @@ from ditcast_runtime.config import GenerationDefaults
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.generation import FRAME_COUNTS, FRAME_RATES, SeparateCfg
 from ditcast_runtime.image_parameters import ImageParameter, image_parameters
+from ditcast_runtime.launches import Launch
 from ditcast_runtime.messages import (
     Facts,
-    Launch,
     ParameterFact,
     ParameterKind,
     Support,

@@ -176,6 +176,8 @@ class Request:
     images: tuple[InputImage, ...] = ()
     adapters: tuple[AdapterWeight, ...] = ()
     previews: PreviewOptions = field(default_factory=PreviewOptions)
+    shadow_comparison: bool = False
+    """Whether the same is run once more without a cache, and compared."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -290,3 +292,7 @@ class Receipt:
     sigmas_used: tuple[float, ...]
     outputs: tuple[OutputDigest, ...]
     deterministic: bool
+    group: int = 0
+    """Of which ranks; the bytes do not depend on it."""
+    batch_size: int = 1
+    """Generations that were made in the same call, itself too."""

@@ -1,6 +1,7 @@
 """Starts, watches and ends one group of ranks: all of them together, under one epoch.
 
-A group is never mended: what loses one rank loses the group, which is killed whole and reaped.
+A group is never mended: what loses one rank loses the group, which is killed whole and reaped. Of
+ranks that others start, it gathers those that attach, and in place of killing them lets go of them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
 import structlog
 
+from ditcast_runtime.causes import RestartCause
 from ditcast_runtime.config import Configuration, EngineConfig
 from ditcast_runtime.crash_report import CrashReport, now
-from ditcast_runtime.member import Member, how_it_ended
+from ditcast_runtime.hosts.attachments import Attachments
+from ditcast_runtime.launches import Launches, SharedFile, TorchrunStore
+from ditcast_runtime.member import AttachedMember, Member, how_it_ended
 from ditcast_runtime.messages import (
     Alive,
     Cancel,
@@ -26,7 +31,6 @@ from ditcast_runtime.messages import (
     Facts,
     Failed,
     FailureKind,
-    Launch,
     Loading,
     Order,
     Output,
@@ -53,10 +57,12 @@ class GroupLost(Exception):
     """The group is of no use any more; it has to be killed.
 
     Attributes:
+        cause: what sort of loss it is.
         explanation: what was seen, for the log and the status.
     """
 
-    def __init__(self, explanation: str) -> None:
+    def __init__(self, cause: RestartCause, explanation: str) -> None:
+        self.cause = cause
         self.explanation = explanation
         super().__init__(explanation)
 
@@ -87,37 +93,40 @@ RunReport = Denoising | Step | Preview | ReceivedOutput | Failed | Ended
 class Group:
     """One group. `start`, then any number of `run`s one after another, then `stop` or `kill`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (half of them by name alone)
         self,
         config: EngineConfig,
         configuration: Configuration,
         epoch: int,
         folder: Path,
         *,
+        index: int = 0,
         json_logs: bool,
         log_level: str,
         on_progress: Callable[[Loading | WarmingUp], None],
         on_lost: Callable[[], None],
+        attachments: Attachments | None = None,
     ) -> None:
         self.epoch = epoch
+        self.index = index
+        self._attachments = attachments
         self._config = config
-        self._configuration = configuration
         self._store = folder / f"epoch-{epoch}"
-        self._json_logs = json_logs
-        self._log_level = log_level
+        self._launches = Launches(config, configuration, epoch, index, json_logs, log_level)
         self._on_progress = on_progress
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
-        self._members: list[Member] = []
+        self._members: list[Member | AttachedMember] = []
         self._reports: asyncio.Queue[RunReport | Ready | GroupLost | CannotLoad] = asyncio.Queue()
         self._warming: set[int] = set()
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._over = False
-        self._limited_by = ""
+        self._limited_by: RestartCause | None = None
+        self.cause = RestartCause.DIED
         self.explanation = ""
-        """Why the group is lost; empty while it is not."""
+        """Why the group is lost, with its `cause`; empty while it is not."""
 
     async def start(self) -> Facts:
         """Start all ranks and wait until each is loaded and warmed up; give rank 0's facts.
@@ -126,9 +135,14 @@ class Group:
             CannotLoad: a rank says that it cannot serve this model with these settings.
             GroupLost: a rank died, or a limit passed.
         """
-        self._limit(self._config.load_timeout, "loading showed no progress")
-        for rank in range(self._config.world_size):
-            await self._spawn(rank)
+        if self._attachments is None:
+            self._limit_loading()
+            for rank in range(self._config.world_size):
+                await self._spawn(rank)
+        else:
+            # No limit: it is up to others when these come, and health says what is true meanwhile.
+            await self._gather(self._attachments)
+            self._limit_loading()
         self._watchers.append(asyncio.create_task(self._watch_alive()))
         found: dict[int, Facts] = {}
         while len(found) < self._config.world_size:
@@ -145,7 +159,9 @@ class Group:
         await asyncio.sleep(_STACKS_SECONDS)
         return CrashReport(
             time=now(),
+            group=self.index,
             epoch=self.epoch,
+            cause=self.cause,
             explanation=self.explanation,
             ranks=tuple(member.remains() for member in self._members),
         )
@@ -163,7 +179,11 @@ class Group:
         """
         self._number = command.number
         self._members[0].channel.send(command, pixels)
-        self._limit(self._config.first_steps_timeout, "the preparation took too long")
+        self._limit(
+            self._config.first_steps_timeout,
+            RestartCause.STEP_TIMEOUT,
+            "the preparation took too long",
+        )
         ended = 0
         failed = False
         while ended < len(self._members):
@@ -173,35 +193,50 @@ class Group:
             if isinstance(report, Ended):
                 ended += 1
             if isinstance(report, Failed) and report.kind is FailureKind.SETTINGS_DIFFER:
-                self._lose(f"rank {report.rank} does not hold what it was told to")
-                raise GroupLost(self.explanation)
+                self._lose(
+                    RestartCause.INCONSISTENT,
+                    f"rank {report.rank} does not hold what it was told to",
+                )
+                raise GroupLost(self.cause, self.explanation)
             failed = failed or isinstance(report, Failed)
             if failed or ended:
                 # Set once: each report of a rank that arrives must not prolong the wait.
-                self._limit_once(self._config.vote_timeout, "not all ranks came to the last vote")
+                self._limit_once(
+                    self._config.vote_timeout,
+                    RestartCause.VOTE_TIMEOUT,
+                    "not all ranks came to the last vote",
+                )
             else:
                 self._watch_step(report, step_limit)
             yield report
         self._number = 0
         self._no_limit()
 
-    def cancel(self, number: int) -> None:
-        """Ask the ranks to leave a generation at the next boundary; nothing if it is over."""
+    def cancel(self, number: int, index: int = 0) -> None:
+        """Ask the ranks to leave one of a batch at the next boundary; nothing if it is over."""
         if self._number == number and not self._over:
-            self._members[0].channel.send(Cancel(epoch=self.epoch, number=number))
+            self._members[0].channel.send(Cancel(epoch=self.epoch, number=number, index=index))
 
     async def stop(self) -> None:
         """Let idle ranks leave, and kill those that do not."""
         self._over = True
         if self._members and not self.explanation:
             self._members[0].channel.send(Shutdown(epoch=self.epoch))
-            leaving = [member.process.wait() for member in self._members]
+            leaving = [member.exit_code() for member in self._members]
             try:
                 async with asyncio.timeout(self._config.shutdown_timeout):
                     await asyncio.gather(*leaving)
             except TimeoutError:
                 log.warning("ranks did not leave in time", epoch=self.epoch)
         await self.kill()
+
+    async def make_way(self) -> None:
+        """End it because another takes its place."""
+        if self._attachments is None:
+            await self.stop()
+        else:
+            # Told to leave, these would go for good: nobody starts again what ended with 0.
+            await self.kill()
 
     async def kill(self) -> None:
         """Kill what is left of the group and reap every process."""
@@ -222,42 +257,27 @@ class Group:
     async def _spawn(self, rank: int) -> None:
         member = await Member.spawn(
             rank,
-            self._threads,
+            self._launches.threads,
             self._store.with_name(f"{self._store.name}-rank-{rank}.stacks"),
             lambda report, descriptor: self._receive(rank, report, descriptor),
             lambda reason: self._channel_closed(rank, reason),
         )
         self._members.append(member)
-        member.channel.send(self._launch(rank, member.stacks))
+        store = SharedFile(path=str(self._store))
+        member.channel.send(self._launches.of(rank, store, str(member.stacks)))
 
-    @property
-    def _threads(self) -> int:
-        """Threads of each rank: the cores this process may use, shared among the ranks."""
-        return max(1, len(os.sched_getaffinity(0)) // self._config.world_size)
-
-    def _launch(self, rank: int, stacks: Path) -> Launch:
-        return Launch(
-            epoch=self.epoch,
-            rank=rank,
-            world_size=self._config.world_size,
-            store=str(self._store),
-            stacks=str(stacks),
-            model=self._config.model_source,
-            model_revision=self._config.model_revision,
-            variant=self._config.variant,
-            device=self._config.device,
-            acceleration=self._configuration.acceleration,
-            loading=self._configuration.loading,
-            warm_up=self._config.warm_up,
-            threads=self._threads,
-            json_logs=self._json_logs,
-            log_level=self._log_level,
-        )
+    async def _gather(self, attachments: Attachments) -> None:
+        store = TorchrunStore(prefix=f"ditcast/{attachments.instance}/{self.epoch}")
+        for rank, recruit in enumerate(await attachments.gather(self.epoch)):
+            heard, left = partial(self._receive, rank), partial(self._channel_closed, rank)
+            member = AttachedMember(rank, recruit, heard, left)
+            self._members.append(member)
+            member.channel.send(self._launches.of(rank, store, ""))
 
     def _receive(self, rank: int, report: Report, descriptor: int | None) -> None:
         if report.epoch != self.epoch:
             # A rank of another group can only be a mistake; nothing of it may count here.
-            self._lose(f"rank {rank} speaks for epoch {report.epoch}")
+            self._lose(RestartCause.INCONSISTENT, f"rank {rank} speaks for epoch {report.epoch}")
             if descriptor is not None:
                 os.close(descriptor)
             return
@@ -269,7 +289,11 @@ class Group:
                 self._goes_on(report)
             case WarmingUp():
                 self._warming.add(rank)
-                self._limit(self._config.warm_up_timeout, "the warm-up took too long")
+                self._limit(
+                    self._config.warm_up_timeout,
+                    RestartCause.WARM_UP_TIMEOUT,
+                    "the warm-up took too long",
+                )
                 if len(self._warming) == self._config.world_size:
                     self._on_progress(report)
             case CannotServe():
@@ -281,10 +305,14 @@ class Group:
             case _:
                 assert_never(report)
 
+    def _limit_loading(self) -> None:
+        seconds = self._config.load_timeout
+        self._limit(seconds, RestartCause.LOAD_TIMEOUT, "loading showed no progress")
+
     def _goes_on(self, report: Loading) -> None:
         # The warm-up has a limit of its own, for all of it.
         if report.rank not in self._warming:
-            self._limit(self._config.load_timeout, "loading showed no progress")
+            self._limit_loading()
         self._on_progress(report)
 
     def _pass_on(
@@ -300,7 +328,7 @@ class Group:
         elif not isinstance(report, Output):
             self._reports.put_nowait(report)
         elif descriptor is None:
-            self._lose(f"rank {rank} sent an output without its pixels")
+            self._lose(RestartCause.INCONSISTENT, f"rank {rank} sent an output without its pixels")
         else:
             self._reports.put_nowait(ReceivedOutput(report, descriptor))
 
@@ -312,19 +340,21 @@ class Group:
 
     def _watch_step(self, report: RunReport, step_limit: float | None) -> None:
         if isinstance(report, Step) and report.step >= report.total_steps:
-            self._limit(self._config.decode_timeout, "decoding took too long")
+            self._limit(
+                self._config.decode_timeout, RestartCause.DECODE_TIMEOUT, "decoding took too long"
+            )
         elif isinstance(report, (Denoising, Step)):
             limit = step_limit or self._config.first_steps_timeout
-            self._limit(limit, f"no step within {limit:.1f} s")
+            self._limit(limit, RestartCause.STEP_TIMEOUT, f"no step within {limit:.1f} s")
 
-    def _limit(self, seconds: float, explanation: str) -> None:
+    def _limit(self, seconds: float, cause: RestartCause, explanation: str) -> None:
         self._no_limit()
-        self._timer = self._loop.call_later(seconds, self._lose, explanation)
-        self._limited_by = explanation
+        self._timer = self._loop.call_later(seconds, self._lose, cause, explanation)
+        self._limited_by = cause
 
-    def _limit_once(self, seconds: float, explanation: str) -> None:
-        if self._timer is None or self._limited_by != explanation:
-            self._limit(seconds, explanation)
+    def _limit_once(self, seconds: float, cause: RestartCause, explanation: str) -> None:
+        if self._timer is None or self._limited_by is not cause:
+            self._limit(seconds, cause, explanation)
 
     def _no_limit(self) -> None:
         if self._timer is not None:
@@ -338,7 +368,9 @@ class Group:
             for rank, member in enumerate(self._members):
                 silence = member.silent_seconds or 0.0
                 if silence > self._config.alive_timeout:
-                    self._lose(f"rank {rank} gave no sign of life for {silence:.0f} s")
+                    self._lose(
+                        RestartCause.SILENT, f"rank {rank} gave no sign of life for {silence:.0f} s"
+                    )
 
     def _channel_closed(self, rank: int, reason: str) -> None:
         # Everything that the rank had sent is read by now; its exit status says more than that.
@@ -347,15 +379,17 @@ class Group:
     async def _name_loss(self, rank: int, reason: str) -> None:
         try:
             async with asyncio.timeout(_EXIT_NOTICE_SECONDS):
-                code = await self._members[rank].process.wait()
+                code = await self._members[rank].exit_code()
         except TimeoutError:
-            self._lose(f"rank {rank} closed its channel: {reason}")
-            return
-        self._lose(f"rank {rank} was {how_it_ended(code)}")
+            code = None
+        if code is None:
+            self._lose(RestartCause.DISCONNECTED, f"rank {rank} closed its channel: {reason}")
+        else:
+            self._lose(RestartCause.DIED, f"rank {rank} was {how_it_ended(code)}")
 
-    def _lose(self, explanation: str) -> None:
+    def _lose(self, cause: RestartCause, explanation: str) -> None:
         if self._over or self.explanation:
             return
-        self.explanation = explanation
-        self._reports.put_nowait(GroupLost(explanation))
+        self.cause, self.explanation = cause, explanation
+        self._reports.put_nowait(GroupLost(cause, explanation))
         self._on_lost()

@@ -1,7 +1,7 @@
 """The adapters that all ranks hold: kept here, where the ranks' end cannot touch them.
 
 Every change is an order to all ranks between two generations, and holds on all of them or none;
-fresh ranks get the same orders before they serve.
+fresh ranks get the same orders before they serve, and so do those that hold something else.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ class AdapterChange(Pending):
 
     subject = "file"
 
-    def __init__(self, adapter: Adapter, *, loads: bool) -> None:
-        super().__init__()
+    def __init__(
+        self, adapter: Adapter, *, loads: bool, commit: Callable[[AdapterChange], None]
+    ) -> None:
+        super().__init__(lambda: commit(self))
         self.adapter = adapter
+        """Once ranks hold it, with the components that it changes."""
         self.loads = loads
 
 
 class LoadedAdapters:
-    """What is loaded, in the order of loading, and the orders that change it."""
+    """What is loaded, in the order of loading."""
 
     def __init__(self, initial: Iterable[Adapter]) -> None:
         """Begin with those that the first ranks are to hold."""
@@ -49,6 +52,11 @@ class LoadedAdapters:
         # Without components it has never been loaded: the first ranks are not there yet.
         return tuple(adapter for adapter in self._kept.values() if adapter.components)
 
+    @property
+    def kept(self) -> tuple[Adapter, ...]:
+        """Those that every group is to hold, before any does too."""
+        return tuple(self._kept.values())
+
     def get(self, name: str) -> Adapter | None:
         """Give the one of a name."""
         return self._kept.get(name)
@@ -58,69 +66,92 @@ class LoadedAdapters:
         digests = {name: adapter.weights_digest for name, adapter in self._kept.items()}
         return all(digests.get(use.name) == use.weights_digest for use in uses)
 
-    async def apply(self, group: Group, change: AdapterChange, number: Number) -> None:
-        """Load or unload on all ranks or none, and tell who asked.
+    def found(self, adapter: Adapter) -> None:
+        """Take in what fresh ranks say of one, unless it went while they loaded it."""
+        known = self._kept.get(adapter.name)
+        if known is not None and known.weights_digest == adapter.weights_digest:
+            self._kept[adapter.name] = adapter
+
+    def drop(self, adapter: Adapter, why: RuntimeFailure) -> None:
+        """Forget one that ranks cannot hold again; who names it is told that it is unknown."""
+        self._kept.pop(adapter.name, None)
+        log.error("adapter lost", adapter=adapter.name, error=str(why))
+
+    def commit(self, change: AdapterChange) -> None:
+        """Count it as loaded, or as unloaded, now that all ranks agree."""
+        adapter = change.adapter
+        if change.loads:
+            self._kept[adapter.name] = adapter
+        else:
+            self._kept.pop(adapter.name, None)
+        event = "adapter loaded" if change.loads else "adapter unloaded"
+        log.info(event, adapter=adapter.name, file=adapter.file, components=adapter.components)
+
+
+class HeldAdapters:
+    """The adapters that the ranks of one group hold, and the orders that change them."""
+
+    def __init__(self, loaded: LoadedAdapters, group: Group, number: Number) -> None:
+        """Begin with fresh ranks, which hold none."""
+        self._loaded = loaded
+        self._group = group
+        self._number = number
+        self._held: dict[str, str] = {}
+        """The digest of each, by its name."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether they are those that are loaded, and no others."""
+        return self._held == {each.name: each.weights_digest for each in self._loaded.kept}
+
+    async def carry_out(self, change: AdapterChange) -> None:
+        """Load or unload on all ranks of the group or none.
 
         Raises:
+            RuntimeFailure: they cannot.
             GroupLost: the ranks died with it.
         """
-        adapter = change.adapter
-        try:
-            if change.loads:
-                adapter = await _load(group, adapter, number())
-            else:
-                await _unload(group, adapter, number())
-        except RuntimeFailure as failure:
-            change.fail(failure)
-            return
-        if not change.given_up:
-            self._commit(adapter, loads=change.loads)
-            change.succeed()
-        elif change.loads:
-            await _unload(group, adapter, number())
+        if change.loads:
+            change.adapter = await self._load(change.adapter)
         else:
-            await _load(group, adapter, number())
+            await self._unload(change.adapter.name)
 
-    async def restore(self, group: Group, number: Number, *, required: bool) -> None:
-        """Have fresh ranks hold what is loaded; what they cannot is dropped.
+    async def restore(self, *, required: bool) -> None:
+        """Have the ranks hold what is loaded, and nothing else; what they cannot is dropped.
 
         Raises:
             CannotLoad: they cannot hold one, and all are `required`.
             GroupLost: the ranks died meanwhile.
         """
-        for adapter in tuple(self._kept.values()):
+        kept = {each.name: each.weights_digest for each in self._loaded.kept}
+        for name in [name for name, digest in self._held.items() if kept.get(name) != digest]:
+            await self._unload(name)
+        for adapter in self._loaded.kept:
+            if adapter.name in self._held:
+                continue
             try:
-                self._kept[adapter.name] = await _load(group, adapter, number())
+                self._loaded.found(await self._load(adapter))
             except RuntimeFailure as failure:
                 if required:
                     raise CannotLoad(0, "adapter", str(failure)) from failure
-                # Its file is gone or another: who names it from now on is told that it is unknown.
-                del self._kept[adapter.name]
-                log.error("adapter lost", adapter=adapter.name, error=str(failure))  # noqa: TRY400
+                self._loaded.drop(adapter, failure)
 
-    def _commit(self, adapter: Adapter, *, loads: bool) -> None:
-        if loads:
-            self._kept[adapter.name] = adapter
-        else:
-            del self._kept[adapter.name]
-        event = "adapter loaded" if loads else "adapter unloaded"
-        log.info(event, adapter=adapter.name, file=adapter.file, components=adapter.components)
+    async def _load(self, adapter: Adapter) -> Adapter:
+        order = LoadAdapter(
+            epoch=self._group.epoch,
+            number=self._number(),
+            name=adapter.name,
+            path=adapter.path,
+            weights_digest=adapter.weights_digest,
+        )
+        components = await _carry_out(self._group, order)
+        self._held[adapter.name] = adapter.weights_digest
+        return dataclasses.replace(adapter, components=components)
 
-
-async def _load(group: Group, adapter: Adapter, number: int) -> Adapter:
-    order = LoadAdapter(
-        epoch=group.epoch,
-        number=number,
-        name=adapter.name,
-        path=adapter.path,
-        weights_digest=adapter.weights_digest,
-    )
-    return dataclasses.replace(adapter, components=await _carry_out(group, order))
-
-
-async def _unload(group: Group, adapter: Adapter, number: int) -> None:
-    order = UnloadAdapter(epoch=group.epoch, number=number, name=adapter.name)
-    await _carry_out(group, order)
+    async def _unload(self, name: str) -> None:
+        order = UnloadAdapter(epoch=self._group.epoch, number=self._number(), name=name)
+        await _carry_out(self._group, order)
+        self._held.pop(name, None)
 
 
 async def _carry_out(group: Group, order: LoadAdapter | UnloadAdapter) -> tuple[str, ...]:

@@ -10,6 +10,9 @@ import sys
 
 import structlog
 
+_OWN_TEXTS = ("event", "exception")
+"""Texts of lines that no caller writes."""
+
 
 def configure(*, json_logs: bool, level: str, **bound: object) -> None:
     """Set up structlog and the standard library's logging; called once by each entry point."""
@@ -21,20 +24,23 @@ def configure(*, json_logs: bool, level: str, **bound: object) -> None:
         if json_logs
         else structlog.processors.UnicodeDecoder(),
     ]
-    renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer()
+    renderers: list[structlog.types.Processor] = (
+        [structlog.processors.JSONRenderer()]
         if json_logs
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            # The pretty one prints local variables, and with them prompts.
-            exception_formatter=structlog.dev.plain_traceback,
-        )
+        else [
+            _printable,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                # The pretty one prints local variables, and with them prompts.
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     root = logging.getLogger()
@@ -47,3 +53,17 @@ def configure(*, json_logs: bool, level: str, **bound: object) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**bound)
+
+
+def _printable(
+    _logger: object, _method: str, entry: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """Escape what a terminal would obey: ids and names come from callers."""
+    for name, value in entry.items():
+        if isinstance(value, str) and name not in _OWN_TEXTS and not value.isprintable():
+            entry[name] = "".join(map(_escaped, value))
+    return entry
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

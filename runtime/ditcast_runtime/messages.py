@@ -11,33 +11,10 @@ import enum
 import msgspec
 
 from ditcast_runtime.config import GenerationDefaults
-from ditcast_runtime.events import RankMemory, TransformerDecision
+from ditcast_runtime.events import PromptUse, RankMemory, TransformerDecision
 from ditcast_runtime.generation import KeywordValue, Parameters, PreviewOptions, SeparateCfg
-from ditcast_runtime.settings import Acceleration, CacheSettings, LoadingSettings, WarmUp
-
-
-class Launch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First frame to a rank: who it is and what to load."""
-
-    epoch: int
-    rank: int
-    world_size: int
-    store: str
-    """File of the process group's rendezvous, in the service's private folder."""
-    stacks: str
-    """File for faulthandler's stacks, in the same folder."""
-    model: str
-    model_revision: str
-    variant: str
-    """Of the weight files, such as fp16; empty: none."""
-    device: str
-    acceleration: Acceleration
-    loading: LoadingSettings
-    warm_up: tuple[WarmUp, ...]
-    """What to run before the first command, besides what every pipeline runs."""
-    threads: int
-    json_logs: bool
-    log_level: str
+from ditcast_runtime.launches import Launch
+from ditcast_runtime.settings import CacheSettings
 
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +26,14 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     height: int
     mode: str
     """RGB or L, 8 bits each, rows from the top."""
+
+
+class Companion(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that shares the call of another, with which it differs in prompt and seed."""
+
+    request_id: str
+    parameters: Parameters
+    previews: PreviewOptions = PreviewOptions()
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -63,6 +48,16 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     parameters: Parameters
     pictures: tuple[Picture, ...] = ()
     previews: PreviewOptions = PreviewOptions()
+    companions: tuple[Companion, ...] = ()
+    """What runs in the same call; of the batch it is the first, and these follow."""
+
+    @property
+    def batch(self) -> tuple[Companion, ...]:
+        """All that run in the call, in the order of their rows."""
+        first = Companion(
+            request_id=self.request_id, parameters=self.parameters, previews=self.previews
+        )
+        return (first, *self.companions)
 
 
 class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -96,10 +91,15 @@ class UnloadAdapter(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Leave generation `number` at its next step boundary; nothing if it is over."""
+    """Leave generation `number` at its next step boundary; nothing if it is over.
+
+    Of a batch, the ranks leave it once all of its generations are to be left.
+    """
 
     epoch: int
     number: int
+    index: int = 0
+    """Which of the batch."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -207,6 +207,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Whether adapters can be loaded into the pipeline."""
     previews: bool = False
     """Whether previews can be made; known after the warm-up."""
+    batch_fault: str = ""
+    """Why generations cannot share a call; empty: they can, or nobody asked for it."""
 
 
 class FailureKind(enum.StrEnum):
@@ -284,6 +286,7 @@ class Denoising(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prepare_seconds: float
     encode_prompt_seconds: float = 0.0
     """Of `prepare_seconds`: from the call of the pipeline on."""
+    prompts: PromptUse = PromptUse()
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -309,6 +312,8 @@ class Preview(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     width: int
     height: int
     pixels: bytes
+    index: int = 0
+    """Of which generation of the batch."""
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -326,6 +331,8 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     height: int
     num_frames: int | None = None
     """Of each output; None: pictures."""
+    index: int = 0
+    """Of which generation of the batch."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -7,6 +7,7 @@ configuration and cache-dit's registry (`facts`).
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from PIL import Image
 from ditcast_runtime import loading
 from ditcast_runtime.acceleration import Accelerator
 from ditcast_runtime.adapters import Adapters
-from ditcast_runtime.arguments import call_arguments, check_inputs
+from ditcast_runtime.arguments import batched_arguments, check_inputs
 from ditcast_runtime.generation import OutputFormat, Parameters
 from ditcast_runtime.image_parameters import image_parameters
-from ditcast_runtime.messages import Launch, ParameterKind
+from ditcast_runtime.launches import Launch
+from ditcast_runtime.messages import (
+    ParameterKind,
+)
 from ditcast_runtime.outputs import Made, OtherSize, to_latents, to_pixels
 from ditcast_runtime.passes import CheckedPasses, Passes
 from ditcast_runtime.placement import Placement, check_placement
 from ditcast_runtime.preflight import check_acceleration
+from ditcast_runtime.prompt_cache import PromptCache
 from ditcast_runtime.source import Report
 from ditcast_runtime.steps import Stages, StepSource, Watcher, detach
 
@@ -40,6 +45,7 @@ class Pipeline:
         self.pipe = pipe
         self.accelerator = accelerator
         self.adapters = Adapters(pipe)
+        self.prompts = PromptCache(pipe, self.adapters.state)
         self.device = device
         self.signature = inspect.signature(pipe.__call__)
         self.makes_videos: bool | None = None
@@ -76,21 +82,23 @@ class Pipeline:
 
     def prepare(
         self,
-        parameters: Parameters,
+        batch: Sequence[Parameters],
         pictures: dict[str, list[Any]] | None = None,
         *,
         two_passes: bool,
     ) -> dict[str, Any]:
         """Apply the cache settings, build the call's arguments and let the pipeline check them.
 
+        `batch` has one or several that differ in prompt and seed alone.
         `pictures` has the input pictures by the parameter that takes them.
 
         Raises:
             ValueError, TypeError: the pipeline's own checks refused the arguments.
             SettingsDiffer: the pipeline does not hold what it was told to.
         """
+        parameters = batch[0]
         self.adapters.select(parameters.adapters)
-        arguments = call_arguments(self.signature, parameters) | self._inputs(pictures or {})
+        arguments = batched_arguments(self.signature, batch) | self._inputs(pictures or {})
         check_inputs(self.pipe, self.signature, arguments)
         self.accelerator.switch(
             parameters.cache, parameters.num_inference_steps, two_passes=two_passes

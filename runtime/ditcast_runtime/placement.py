@@ -16,7 +16,7 @@ import torch
 from ditcast_runtime.acceleration import Accelerator, BlockList
 from ditcast_runtime.acceleration.offload import offload_blocks
 from ditcast_runtime.errors import ConfigError
-from ditcast_runtime.messages import Launch
+from ditcast_runtime.launches import Launch
 from ditcast_runtime.settings import (
     Compile,
     LoadingSettings,

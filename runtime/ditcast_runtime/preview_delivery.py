@@ -1,6 +1,7 @@
 """From sketches to events: previews are encoded in threads while the ranks go on.
 
-Only the newest counts: what comes while another is being encoded takes the place of what waited.
+Only the newest of each generation counts: what comes while another is being encoded takes the place
+of what waited.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ class PreviewDelivery:
     def __init__(self, encode: EncodePreview, pool: ThreadPoolExecutor) -> None:
         self._encode = encode
         self._pool = pool
-        self._newest: tuple[Generation, Preview] | None = None
+        self._newest: dict[Generation, Preview] = {}
         self._task: asyncio.Task[None] | None = None
 
     def take(self, generation: Generation, report: Preview) -> None:
         """Put the pictures into the generation's log as soon as they are encoded."""
-        self._newest = generation, report
+        self._newest[generation] = report
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._deliver())
 
@@ -45,8 +46,9 @@ class PreviewDelivery:
 
     async def _deliver(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._newest is not None:
-            (generation, report), self._newest = self._newest, None
+        while self._newest:
+            generation = next(iter(self._newest))
+            report = self._newest.pop(generation)
             try:
                 made = await loop.run_in_executor(self._pool, self._encode_all, generation, report)
             except Exception:  # whatever an encoder raises; the generation can do without

@@ -1,4 +1,4 @@
-"""The loop that every rank runs, and its entry point: `python -m ditcast_runtime.rank`.
+"""The loop that every rank runs; `rank_process` and `attach` are the entry points of its process.
 
 Every rank, rank 0 too, runs a generation from the broadcast copy of its command. A generation is a
 row of boundaries (prepared, each step, the end) at which all ranks vote; the first verdict other
@@ -10,18 +10,16 @@ always make the same number of votes.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import faulthandler
 import logging
 import os
 import queue
 import signal
 import socket
-import sys
 import threading
+from collections.abc import Collection
 from typing import Any
 
-import msgspec
 import structlog
 
 from ditcast_runtime import logs, pictures
@@ -36,6 +34,7 @@ from ditcast_runtime.execution import (
     refused_field,
 )
 from ditcast_runtime.generation import SeparateCfg
+from ditcast_runtime.launches import Launch
 from ditcast_runtime.messages import (
     Alive,
     Broadcast,
@@ -45,7 +44,6 @@ from ditcast_runtime.messages import (
     Ended,
     Failed,
     FailureKind,
-    Launch,
     LoadAdapter,
     Outcome,
     Ready,
@@ -59,7 +57,6 @@ log = structlog.get_logger()
 
 _ALIVE_SECONDS = 1.0
 _LAUNCH_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Inbox:
@@ -72,16 +69,22 @@ class Inbox:
         self._channel = channel
         self._launch = launch
         self._commands: queue.SimpleQueue[tuple[Broadcast, int | None]] = queue.SimpleQueue()
-        self._cancelled = 0
+        self._cancelled: tuple[int, frozenset[int]] = (0, frozenset())
+        self._leaving = False
         threading.Thread(target=self._receive, name="inbox", daemon=True).start()
 
     def next(self) -> tuple[Broadcast, int | None]:
         """Wait for the next command that all ranks have to hear of; with its descriptor, if any."""
         return self._commands.get()
 
-    def cancelled(self, number: int) -> bool:
-        """Say whether the service asked to leave this generation; older cancels do not count."""
-        return self._cancelled == number
+    def cancelled(self, number: int) -> Collection[int]:
+        """Say which of the batch of this number are to be left; older cancels do not count."""
+        cancelled, indices = self._cancelled
+        return indices if cancelled == number else frozenset()
+
+    def leave(self) -> None:
+        """End the process no more: it leaves by itself, with a code of its own."""
+        self._leaving = True
 
     def _receive(self) -> None:
         alive = Alive(epoch=self._launch.epoch, rank=self._launch.rank)
@@ -91,12 +94,16 @@ class Inbox:
                 if received is None:
                     self._channel.send(alive)
                     continue
-            except (ChannelClosed, OSError, msgspec.MsgspecError):
+            except (ChannelClosed, OSError):
+                if self._leaving:
+                    return
                 # Nobody is left to report to; a normal exit could wait for a stuck collective.
                 os._exit(5)
             match received.command:
                 case Cancel() as command:
-                    self._cancelled = command.number
+                    known = self.cancelled(command.number)
+                    # Replaced as a whole: the thread that runs the pipeline reads it meanwhile.
+                    self._cancelled = command.number, frozenset({*known, command.index})
                 case (
                     Run() | Configure() | LoadAdapter() | UnloadAdapter() | Shutdown()
                 ) as command:
@@ -198,6 +205,9 @@ class Rank:
         )
 
     def _run(self, command: Run, descriptor: int | None) -> None:
+        if command.companions:
+            ids = [each.request_id for each in command.batch]
+            log.info("a batch begins", request_ids=ids)
         # What this raises ends the process: the other ranks wait in it, and in no vote.
         inputs = self._pictures(command, descriptor)
         execution = Execution(
@@ -220,6 +230,9 @@ class Rank:
             failure = error
             self._report_run(execution, error)
             outcome = execution.outcome(self.control.vote(Ballot.FAILED))
+        if outcome is Outcome.FAILED:
+            # This rank may have encoded what another had not yet when it failed.
+            self.pipeline.prompts.clear()
         # Told first: the service finds the next command while this rank cleans up, before which it
         # takes none.
         self.channel.send(execution.ended(outcome))
@@ -241,12 +254,23 @@ class Rank:
             field=field,
             step=execution.steps,
             prepared=execution.accepted,
+            doubtful=execution.doubtful,
         )
 
     def _report(
-        self, number: int, error: Exception, *, field: str, step: int = 0, prepared: bool = False
+        self,
+        number: int,
+        error: Exception,
+        *,
+        field: str,
+        step: int = 0,
+        prepared: bool = False,
+        doubtful: bool = False,
     ) -> None:
-        kind = failure_kind(error, prepared=prepared)
+        kind = failure_kind(error, prepared=prepared, doubtful=doubtful)
+        if doubtful and kind is FailureKind.REFUSED:
+            # Told to the caller alone, a fault of the pipeline's own could not be told from it.
+            log.warning("refused", field=field, exc_info=error)
         if kind in {FailureKind.FAILED, FailureKind.SETTINGS_DIFFER}:
             log.error("failed", step=step, exc_info=error)
         self.channel.send(
@@ -263,35 +287,32 @@ class Rank:
         )
 
 
-def _die_with_the_service() -> None:
-    """Have the kernel kill this process when the service dies, also while it holds the GIL."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _open_stacks(path: str) -> None:
     """Let faulthandler write to a file: at a fault by itself, and whenever the service asks."""
+    if not path:
+        faulthandler.enable()
+        return
     # Never closed: faulthandler holds its descriptor for as long as the process lives.
     file = open(path, "w")  # noqa: SIM115, PTH123
     faulthandler.enable(file)
     faulthandler.register(signal.SIGUSR1, file)
 
 
-def main() -> int:
-    """Run one rank: the channel's descriptor is the only argument, all else comes through it."""
-    parser = argparse.ArgumentParser(prog="ditcast_runtime.rank")
-    parser.add_argument("--channel", type=int, required=True)
-    _die_with_the_service()
-    channel = RankChannel(socket.socket(fileno=parser.parse_args().channel))
-    first = channel.receive(_LAUNCH_SECONDS)
-    if first is None or not isinstance(first.command, Launch):
-        return 2
-    launch = first.command
+def live(channel: RankChannel, launch: Launch) -> int:
+    """Load, serve and leave as told; give the exit code."""
     _open_stacks(launch.stacks)
-    logs.configure(
-        json_logs=launch.json_logs, level=launch.log_level, rank=launch.rank, epoch=launch.epoch
-    )
+    bound = {"rank": launch.rank, "epoch": launch.epoch}
+    if launch.group is not None:
+        bound["group"] = launch.group
+    logs.configure(json_logs=launch.json_logs, level=launch.log_level, **bound)
     logging.captureWarnings(capture=True)
     inbox = Inbox(channel, launch)
+    code = _serve(launch, channel, inbox)
+    inbox.leave()
+    return code
+
+
+def _serve(launch: Launch, channel: RankChannel, inbox: Inbox) -> int:
     try:
         started = start(launch, channel)
     except ControlLost:
@@ -321,8 +342,12 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
-    # Skips the interpreter's teardown, in which gloo's threads may wait for ranks that are gone.
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)
+def main() -> int:
+    """Run one rank: the channel's descriptor is the only argument, all else comes through it."""
+    parser = argparse.ArgumentParser(prog="ditcast_runtime.rank_process")
+    parser.add_argument("--channel", type=int, required=True)
+    channel = RankChannel(socket.socket(fileno=parser.parse_args().channel))
+    first = channel.receive(_LAUNCH_SECONDS)
+    if first is None or not isinstance(first.command, Launch):
+        return 2
+    return live(channel, first.command)

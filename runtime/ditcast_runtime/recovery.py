@@ -18,8 +18,10 @@ def verdict(
 
     Begun again is only what has no explanation of its own: out of memory is one, and so is the same
     exception from all ranks. A report from some ranks only is none. What lost a group twice at the
-    same stage would lose the next one too.
+    same stage would lose the next one too. Of a batch nobody knows whose fault it was, so that its
+    generations begin again, each alone, whatever the explanation.
     """
+    failures = failures if generation.batch_size == 1 else []
     short = tuple(sorted(f.rank for f in failures if f.kind is FailureKind.OUT_OF_MEMORY))
     if short:
         return OutOfMemory(short)
@@ -28,6 +30,6 @@ def verdict(
     generation.lost_at.append(generation.stage)
     if generation.lost_at.count(generation.stage) > 1:
         return LosesRanks(unexplained.epoch, f"twice at the stage {generation.stage}")
-    if generation.attempt >= max_attempts:
+    if generation.attempt - generation.spared >= max_attempts:
         return unexplained
     return None

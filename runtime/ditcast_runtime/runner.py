@@ -1,18 +1,19 @@
-"""Runs one generation on a group: from the ledger's hands to delivery, or to how it ended."""
+"""Runs generations on a group: from the ledger's hands to delivery, or to how they ended."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import assert_never
 
 import structlog
 
 from ditcast_runtime.accepted import Generation
-from ditcast_runtime.config import Configuration, EngineConfig
-from ditcast_runtime.delivery import Delivery, Order, RunRecord
+from ditcast_runtime.config import Configuration, EngineConfig, needs_reload
+from ditcast_runtime.delivery import Delivery, Order, Place, RunRecord
 from ditcast_runtime.errors import (
     GenerationCancelled,
     InvalidRequest,
@@ -23,13 +24,15 @@ from ditcast_runtime.errors import (
     RuntimeFailure,
     UnsupportedRequest,
 )
-from ditcast_runtime.events import Started, StepCompleted
-from ditcast_runtime.generation import AdapterUse, OutputDigest, Parameters, Receipt, State
+from ditcast_runtime.events import RequestWarning, Started, StepCompleted
+from ditcast_runtime.generation import Parameters, State
 from ditcast_runtime.group import Group, ReceivedOutput, RunReport
 from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.messages import (
+    Companion,
     Denoising,
     Ended,
+    Facts,
     Failed,
     FailureKind,
     Outcome,
@@ -39,15 +42,14 @@ from ditcast_runtime.messages import (
     Step,
 )
 from ditcast_runtime.preview_delivery import PreviewDelivery
+from ditcast_runtime.receipts import make_receipt
 from ditcast_runtime.settings import Problem
 
 log = structlog.get_logger()
 
-MakeReceipt = Callable[[Generation, tuple[float, ...], tuple[OutputDigest, ...]], Receipt]
-
 
 class Runner:
-    """Runs generations, one at a time; `failures` are those of the newest run."""
+    """Runs generations, one at a time or a batch in one call; `failures` are the newest run's."""
 
     def __init__(
         self,
@@ -56,65 +58,85 @@ class Runner:
         delivery: Delivery,
         previews: PreviewDelivery,
         configuration: Callable[[], Configuration],
-        make_receipt: MakeReceipt,
-        hold_adapters: Callable[[tuple[AdapterUse, ...]], bool],
+        may_begin: Callable[[Generation], bool],
+        succeeded: Callable[[Generation], None],
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._delivery = delivery
         self._previews = previews
         self._configuration = configuration
-        self._make_receipt = make_receipt
-        self._hold_adapters = hold_adapters
-        self._run = RunRecord()
+        self._may_begin = may_begin
+        self._succeeded = succeeded
+        self._failures: list[Failed] = []
+        self.placed = False
+        """Whether there is a place for the output of the next run."""
 
     @property
     def failures(self) -> list[Failed]:
         """What the ranks have reported as failed in the newest run."""
-        return self._run.failures
+        return self._failures
 
-    async def run(self, group: Group, generation: Generation, number: int) -> bool:
-        """Run it until every rank is free again, and hand over its output.
+    async def place(self) -> None:
+        """Wait until one more output may be alive; the next run, or `free_place`, takes it."""
+        await self._delivery.place()
+        self.placed = True
 
-        Gives whether it came to a result.
+    def free_place(self) -> None:
+        """Give back a place that no run will take."""
+        if self.placed:
+            self.placed = False
+            self._delivery.free()
+
+    async def run(
+        self, group: Group, facts: Facts, batch: Sequence[Generation], number: int
+    ) -> bool:
+        """Run them in one call until every rank is free again, and hand over their outputs.
+
+        `facts` are what these ranks say of themselves; `place` comes before. Gives whether any came
+        to a result.
 
         Raises:
-            GroupLost: the ranks were lost with it.
+            GroupLost: the ranks were lost with them.
         """
-        await self._delivery.place()
-        self._run = run = RunRecord()
-        delivering = False
+        self._failures = []
+        self.placed = False
+        running: list[_Running] = []
+        orders: list[Order] = []
+        place = Place(self._delivery.free, 0)
         try:
-            if self._start(group, generation, number):
-                await self._execute(group, generation, run)
-                delivering = self._finish(generation, run)
+            started = [each for each in batch if self._start(group, each, number)]
+            for index, generation in enumerate(started):
+                generation.batch_size, generation.batch_index = len(started), index
+                running.append(_Running(generation, RunRecord()))
+            if running:
+                await self._execute(group, running)
+                orders = self._finish(group, facts, running, place)
         finally:
-            if not delivering:
-                run.discard_output()
+            delivering = {id(order.run) for order in orders}
+            for each in running:
+                if id(each.run) not in delivering:
+                    each.run.discard_output()
+            if not orders:
                 self._delivery.free()
-        return delivering
+        place.outputs = len(orders)
+        for order in orders:
+            self._delivery.begin(order)
+        return bool(orders)
 
     def _start(self, group: Group, generation: Generation, number: int) -> bool:
         """Let it begin, under the configuration in force unless it begins again."""
         if generation.state.final:
             return False
         generation.number, generation.stage = number, "prepare"
+        generation.group = group.index
         generation.state = State.RUNNING
-        held = self._hold_adapters(generation.parameters.adapters)
         if generation.configuration is not None:
-            if not held:
-                reason = "an adapter could not be loaded again when the ranks were lost"
-                self._ledger.end(generation, UnsupportedRequest((Problem("adapters", reason),)))
-            return held
-        generation.configuration = self._configuration()
-        try:
-            if generation.revision != generation.configuration.revision or not held:
-                generation.revision = generation.configuration.revision
-                generation.parameters, generation.warnings = generation.submission.settle()
-        except (InvalidRequest, UnsupportedRequest) as error:
-            # It was sound when it was accepted: what changed is the configuration, or the adapters.
-            self._ledger.end(generation, UnsupportedRequest(error.problems))
+            return self._begin_again(generation)
+        current = self._configuration()
+        if not self._settle(generation, current.revision):
             return False
+        generation.configuration = current
         generation.started_at = time.monotonic()
         generation.log.append(
             Started(
@@ -122,82 +144,182 @@ class Runner:
                 configuration_revision=generation.revision,
                 world_size=self._config.world_size,
                 epoch=group.epoch,
+                batch_size=generation.batch_size,
             )
         )
         for warning in generation.warnings:
             generation.log.append(warning)
         return True
 
-    async def _execute(self, group: Group, generation: Generation, run: RunRecord) -> None:
+    def _settle(self, generation: Generation, revision: int) -> bool:
+        """Settle it anew if it was settled under something else; end it if it can no longer run."""
+        if generation.revision == revision and self._may_begin(generation):
+            return True
+        generation.revision = revision
+        try:
+            generation.parameters, generation.warnings = generation.submission.settle()
+        except (InvalidRequest, UnsupportedRequest) as error:
+            # It was sound when it was accepted: what changed is the configuration, or the adapters.
+            self._ledger.end(generation, UnsupportedRequest(error.problems))
+            return False
+        return self._has_adapters(generation, "an adapter is about to be unloaded")
+
+    def _begin_again(self, generation: Generation) -> bool:
+        """Let it begin once more with what it began with, as far as there are ranks for it."""
+        reason = "an adapter could not be loaded again when the ranks were lost"
+        if not self._has_adapters(generation, reason):
+            return False
+        current = self._configuration()
+        if generation.configuration and needs_reload(generation.configuration, current):
+            generation.configuration, generation.revision = current, current.revision
+            message = f"the ranks have been loaded for revision {current.revision} meanwhile"
+            generation.log.append(RequestWarning(field="", message=message))
+        return True
+
+    def _has_adapters(self, generation: Generation, reason: str) -> bool:
+        if self._may_begin(generation):
+            return True
+        self._ledger.end(generation, UnsupportedRequest((Problem("adapters", reason),)))
+        return False
+
+    async def _execute(self, group: Group, running: Sequence[_Running]) -> None:
+        first, *others = [each.generation for each in running]
         command = Run(
             epoch=group.epoch,
-            number=generation.number,
-            request_id=generation.request_id,
-            parameters=generation.parameters,
-            pictures=_layout(generation.parameters),
-            previews=generation.submission.previews,
+            number=first.number,
+            request_id=first.request_id,
+            parameters=first.parameters,
+            pictures=_layout(first.parameters),
+            previews=first.submission.previews,
+            companions=tuple(map(_companion, others)),
         )
-        pictures = generation.submission.pictures
+        pictures = first.submission.pictures
+        median = self._ledger.estimates.step_median(first.parameters, len(running))
         reports = group.run(
             command,
-            self._step_limit(generation.parameters),
+            step_limit(self._config, median),
             None if pictures is None else pictures.descriptor,
         )
         async with aclosing(reports):
             async for report in reports:
-                self._take(generation, run, report)
+                self._take(running, report)
 
-    def _take(self, generation: Generation, run: RunRecord, report: RunReport) -> None:
-        self._ledger.observe(generation, report)
+    def _take(self, running: Sequence[_Running], report: RunReport) -> None:
+        """Note what a rank says of one of them, or of the call, which is about all of them."""
+        match report:
+            case Preview():
+                concerned = running[report.index : report.index + 1]
+            case ReceivedOutput():
+                concerned = running[report.message.index : report.message.index + 1]
+            case Failed():
+                concerned = running
+                self._failures.append(report)
+            case _:
+                concerned = running
+        for each in concerned:
+            self._ledger.observe(each.generation, report)
+            self._note(each.generation, each.run, report)
+
+    def _note(self, generation: Generation, run: RunRecord, report: RunReport) -> None:
         match report:
             case Denoising():
                 generation.stage = "denoise"
                 run.sigmas, run.prepare_seconds = report.sigmas, report.prepare_seconds
                 run.encode_prompt_seconds = report.encode_prompt_seconds
+                run.prompts = report.prompts
             case Step():
-                _add_step(generation, report)
+                if not generation.state.final:
+                    _add_step(generation, report)
             case Preview():
                 self._previews.take(generation, report)
             case ReceivedOutput():
                 run.output = report
             case Failed():
-                run.failures.append(report)
+                pass
             case Ended():
                 run.ended.append(report)
             case _:
                 assert_never(report)
 
-    def _finish(self, generation: Generation, run: RunRecord) -> bool:
-        """All ranks are free: begin to deliver the output, or say why there is none.
-
-        Gives whether the output is on its way.
-        """
-        outcome = run.ended[0].outcome
+    def _finish(
+        self, group: Group, facts: Facts, running: Sequence[_Running], place: Place
+    ) -> list[Order]:
+        """All ranks are free: give what is to be delivered, and end what has no output."""
+        outcome = running[0].run.ended[0].outcome
         if outcome is Outcome.CANCELLED:
-            self._ledger.end(generation, GenerationCancelled(generation.steps_done))
-            return False
+            for each in running:
+                done = each.generation.steps_done
+                self._ledger.end(each.generation, GenerationCancelled(done))
+            return []
+        if outcome is not Outcome.DONE and len(running) > 1:
+            self._part(group, [each.generation for each in running])
+            return []
         if outcome is not Outcome.DONE:
-            self._ledger.end(generation, _failure(generation.request_id, run.failures))
-            return False
-        if generation.state.final or run.output is None:
-            return False
-        self._delivery.begin(
-            Order(
-                generation=generation,
-                run=run,
-                output=run.output,
-                receipt=lambda digests: self._make_receipt(generation, run.sigmas, digests),
-                succeeded=self._ledger.succeed,
-                failed=self._ledger.end,
-            )
-        )
-        return True
+            generation = running[0].generation
+            self._ledger.end(generation, _failure(generation.request_id, self._failures))
+            return []
+        size = len(running)
+        return [
+            self._order(facts, each, each.run.output, size, place)
+            for each in running
+            if each.run.output is not None and not each.generation.state.final
+        ]
 
-    def _step_limit(self, parameters: Parameters) -> float | None:
-        median = self._ledger.estimates.step_median(parameters)
-        if median is None:
-            return None
-        return max(self._config.step_timeout_floor, self._config.step_timeout_factor * median)
+    def _part(self, group: Group, batch: Sequence[Generation]) -> None:
+        """Let each of a batch that failed begin again alone: then it shows whose fault it was."""
+        first = self._failures[0]
+        log.warning(
+            "a batch failed: each of it runs again alone",
+            request_ids=[generation.request_id for generation in batch],
+            error_type=first.error_type,
+            error=first.message,
+            step=first.step,
+        )
+        # The first to have been taken comes to stand before the others.
+        for generation in reversed(batch):
+            if not generation.state.final:
+                generation.spared += 1
+                reason = f"the batch that it was in failed: {first.error_type}"
+                self._ledger.begin_again(generation, group.epoch, reason)
+
+    def _order(
+        self, facts: Facts, each: _Running, output: ReceivedOutput, size: int, place: Place
+    ) -> Order:
+        generation, run = each.generation, each.run
+        return Order(
+            generation=generation,
+            run=run,
+            output=output,
+            receipt=lambda digests: make_receipt(
+                self._config, facts, generation, run.sigmas, digests, size
+            ),
+            succeeded=self._succeeded,
+            failed=self._ledger.end,
+            place=place,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """One of a batch, and what the ranks reported about it."""
+
+    generation: Generation
+    run: RunRecord
+
+
+def _companion(generation: Generation) -> Companion:
+    return Companion(
+        request_id=generation.request_id,
+        parameters=generation.parameters,
+        previews=generation.submission.previews,
+    )
+
+
+def step_limit(config: EngineConfig, median: float | None) -> float | None:
+    """Bound a step by the median of its kind; None while that is not known."""
+    if median is None:
+        return None
+    return max(config.step_timeout_floor, config.step_timeout_factor * median)
 
 
 def _layout(parameters: Parameters) -> tuple[Picture, ...]:

@@ -22,7 +22,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from ditcast_runtime.errors import ConfigError
-from ditcast_runtime.messages import Launch
+from ditcast_runtime.launches import Launch
 from ditcast_runtime.weights import check_weights, weight_files
 
 _READERS = 4

@@ -102,7 +102,13 @@ def log_fields(completed: Completed) -> dict[str, object]:
     fields: dict[str, object] = {
         f"{name}_seconds": round(getattr(timings, name), 4) for name in names
     }
+    if completed.receipt.batch_size > 1:
+        fields["batch_size"] = completed.receipt.batch_size
     fields["step_median_seconds"] = round(timings.step_median, 5)
+    if timings.shadow:
+        fields["shadow_seconds"] = round(timings.shadow, 4)
+    fields["prompts_encoded"] = completed.prompts.encoded
+    fields["prompts_reused"] = completed.prompts.reused
     fields["cache"] = {row.name: _counts(row) for row in completed.cache}
     fields["peak_bytes"] = [row.peak_bytes for row in completed.memory]
     fields["free_bytes"] = [row.free_bytes for row in completed.memory]

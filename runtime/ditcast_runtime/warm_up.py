@@ -10,10 +10,12 @@ import structlog
 import torch
 
 from ditcast_runtime.arguments import call_arguments
+from ditcast_runtime.batch_trial import batch_fault
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.execution import two_passes
 from ditcast_runtime.generation import OutputFormat, OutputOptions, Parameters, SeparateCfg
-from ditcast_runtime.messages import Facts, Launch
+from ditcast_runtime.launches import Launch
+from ditcast_runtime.messages import Facts
 from ditcast_runtime.outputs import NotFinite, OtherSize
 from ditcast_runtime.passes import Passes
 from ditcast_runtime.pipeline import Pipeline
@@ -51,6 +53,9 @@ def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> Facts:
     found = msgspec.structs.replace(found, separate_cfg=rule, makes_videos=videos)
     if passes > _TOLD_APART:
         found = _uncached(found, passes)
+    if launch.batches:
+        fault = batch_fault(pipeline, parameters, latents=found.latents_out)
+        found = msgspec.structs.replace(found, batch_fault=fault)
     steps = _usual_steps(launch, found)
     two = two_passes(found.separate_cfg, parameters)
     pipeline.accelerator.switch(parameters.cache, steps, two_passes=two)
@@ -62,7 +67,7 @@ def warm_up(pipeline: Pipeline, launch: Launch, found: Facts) -> Facts:
             num_frames=asked.num_frames,
             num_inference_steps=asked.num_inference_steps,
         )
-        _run(pipeline, changed, launch, found)
+        _run(pipeline, changed, launch, found, field="warm_up")
     return found
 
 
@@ -117,8 +122,18 @@ def _uncached(found: Facts, passes: int) -> Facts:
     return msgspec.structs.replace(found, cache_methods=methods)
 
 
-def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Facts) -> int:
-    """Run once, tell the log how long it took, and count the passes of a step."""
+def _run(
+    pipeline: Pipeline,
+    parameters: Parameters,
+    launch: Launch,
+    found: Facts,
+    *,
+    field: str = "model",
+) -> int:
+    """Run once, tell the log how long it took, and count the passes of a step.
+
+    `field` is what is at fault if it cannot.
+    """
     began = time.monotonic()
     arguments = call_arguments(pipeline.signature, parameters)
     arguments |= pipeline.blanks(parameters.width, parameters.height)
@@ -132,11 +147,18 @@ def _run(pipeline: Pipeline, parameters: Parameters, launch: Launch, found: Fact
         reason = f"in {found.dtype} it puts out NaN or infinity, in the warm-up already"
         raise ConfigError((Problem("model", reason),)) from error
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or not launch.loading.component_dtypes:
+        if isinstance(error, torch.OutOfMemoryError):
             raise
-        # Some pipelines hand tensors of one component to another as they are.
-        reason = f"the pipeline does not run with these number types: {error}"
-        raise ConfigError((Problem("loading.component_dtypes", reason),)) from error
+        if launch.loading.component_dtypes:
+            # Some pipelines hand tensors of one component to another as they are.
+            reason = f"the pipeline does not run with these number types: {error}"
+            raise ConfigError((Problem("loading.component_dtypes", reason),)) from error
+        if launch.world_size > 1 or launch.epoch > 1:
+            # Another rank may be what failed; and what ran before may run again.
+            raise
+        size = f"{parameters.width}x{parameters.height}"
+        reason = f"the pipeline does not run at {size}, in the warm-up already: {error}"
+        raise ConfigError((Problem(field, reason),)) from error
     except OtherSize as error:
         log.warning("warmed up at another size", cause=str(error))
     pipeline.clean_up(None)

@@ -11,6 +11,8 @@ callers:
   - name: operators
     certificate: ops.example.org  # a name in the client's certificate, where those are asked for
     scopes: [generate, admin]
+    max_queued_per_client: 20     # also max_generations_per_client and max_bytes_per_client: for
+                                  # this caller instead of the settings of these names; 0: no limit
 ```
 """
 
@@ -22,19 +24,27 @@ import hmac
 import os
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 import yaml
 
+from ditcast_runtime.config import ClientLimits
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.settings import Problem
 from ditcast_runtime.settings.problems import nearest
 
 LEAST_TOKEN_CHARACTERS = 16
 
-_KEYS = ("name", "token", "token_sha256", "certificate", "scopes")
+LIMITS = {
+    "max_generations_per_client": (0, 100_000),
+    "max_queued_per_client": (0, 100_000),
+    "max_bytes_per_client": (0, 2**50),
+}
+"""Settings that a caller may have values of its own for, with their ends, both inclusive."""
+
+_KEYS = ("name", "token", "token_sha256", "certificate", "scopes", *LIMITS)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 _log = structlog.get_logger(__name__)
@@ -44,7 +54,7 @@ class Scope(enum.StrEnum):
     """What a caller may do."""
 
     GENERATE = "generate"
-    """Generate, and watch, list and cancel one's own."""
+    """Generate, and watch, list and cancel one's own; tune, which generates."""
     ADMIN = "admin"
     """Change the configuration and the adapters, list everybody's generations, read channelz."""
 
@@ -55,6 +65,8 @@ class Caller:
 
     identity: str
     scopes: frozenset[Scope]
+    limits: ClientLimits = field(default_factory=ClientLimits)
+    """What the file says of what this one may have at once; the settings say the rest."""
 
 
 ANYBODY = Caller("", frozenset(Scope))
@@ -163,9 +175,10 @@ def _entry(place: str, given: object, problems: list[Problem]) -> _Entry | None:
     if certificate is not None and not (isinstance(certificate, str) and certificate):
         problems.append(Problem(f"{place}.certificate", "it must be a text"))
     scopes = _scopes(place, given.get("scopes"), problems)
+    limits = _limits(place, given, problems)
     if len(problems) > before:
         return None
-    return _Entry(Caller(str(name), scopes), digest, certificate)
+    return _Entry(Caller(str(name), scopes, limits), digest, certificate)
 
 
 def _token_digest(place: str, given: dict[str, object], problems: list[Problem]) -> bytes | None:
@@ -192,17 +205,28 @@ def _scopes(place: str, given: object, problems: list[Problem]) -> frozenset[Sco
     return frozenset(map(Scope, words))
 
 
+def _limits(place: str, given: dict[str, object], problems: list[Problem]) -> ClientLimits:
+    found = {}
+    for name, (low, high) in LIMITS.items():
+        value = given.get(name)
+        if type(value) is int and low <= value <= high:
+            found[name] = value
+        elif name in given:
+            reason = f"it must be a whole number, {low} to {high}"
+            problems.append(Problem(f"{place}.{name}", reason))
+    return ClientLimits(**found)
+
+
 def _refuse_doubles(entries: tuple[_Entry, ...], problems: list[Problem]) -> None:
     """Two callers with one proof could not be told apart. One name may have several proofs."""
     seen: set[object] = set()
-    scopes: dict[str, frozenset[Scope]] = {}
+    callers: dict[str, Caller] = {}
     for entry in entries:
         proof = entry.token_digest or entry.certificate
         name = entry.caller.identity
         if proof in seen:
             problems.append(Problem("callers", f"{name!r} has what another caller has"))
-        if scopes.setdefault(name, entry.caller.scopes) != entry.caller.scopes:
-            problems.append(
-                Problem("callers", f"{name!r} has different scopes in different places")
-            )
+        if callers.setdefault(name, entry.caller) != entry.caller:
+            reason = f"{name!r} has different scopes or limits in different places"
+            problems.append(Problem("callers", reason))
         seen.add(proof)

@@ -28,7 +28,8 @@ from ditcast_runtime.settings import (
     resolve_parallelism,
 )
 from ditcast_service.adapter_folders import check_folders, load_listed
-from ditcast_service.callers import Callers
+from ditcast_service.callers import LIMITS, Callers
+from ditcast_service.control import check_control
 from ditcast_service.fields import flag_of
 from ditcast_service.loading_checks import check_start
 from ditcast_service.tls import Certificates, TlsFiles
@@ -41,9 +42,13 @@ _INT32_MAX = 2**31 - 1
 
 RANGES: Mapping[str, tuple[float, float]] = {
     "world_size": (1, 64),
+    "groups": (1, 64),
     "queue_capacity": (1, 100_000),
     "max_overtakes": (0, 100_000),
+    "max_batch_size": (1, 64),
+    "max_batch_wait": (0, 60),
     "max_bytes_in_flight": (3, 2**50),
+    **LIMITS,
     "max_num_inference_steps": (1, 100_000),
     "min_side": (1, 65_536),
     "max_side": (1, 65_536),
@@ -63,6 +68,8 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "decode_timeout": (0.1, _WEEK),
     "vote_timeout": (0.1, _WEEK),
     "alive_timeout": (2, _WEEK),
+    "handshake_timeout": (0.1, 600),
+    "attach_notice": (1, _WEEK),
     "shutdown_timeout": (0, 3600),
     "grace": (0, _WEEK),
     "max_attempts": (1, 10),
@@ -75,6 +82,7 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "retention_bytes": (0, 2**40),
     "retention_memory_bytes": (0, 2**40),
     "max_reattach_window": (30, _WEEK),
+    "prompt_cache_bytes": (0, 2**40),
     "encoder_threads": (1, 64),
 }
 """Both ends inclusive. A test asserts that every number of the configuration stands here."""
@@ -100,6 +108,7 @@ def check(config: ServerConfig, places: Mapping[str, str], problems: list[Proble
     _check_values(config, where, problems)
     _check_addresses(config, where, problems)
     _check_security(config, where, problems)
+    problems += check_control(config, where)
     _check_model(config, where, problems)
     config = _with_adapters(config, where, problems)
     config = _with_acceleration(config, where, problems)
@@ -131,11 +140,18 @@ def _check_values(config: EngineConfig, where: Where, problems: list[Problem]) -
 
 
 def _check_addresses(config: ServerConfig, where: Where, problems: list[Problem]) -> None:
-    for address in config.listen:
-        safe = config.insecure or config.tls_certificate is not None
-        reason = _address_problem(address, safe=safe)
+    safe = config.insecure or config.tls_certificate is not None
+    for name in ("listen", "control_listen"):
+        for address in getattr(config, name):
+            reason = _address_problem(address, safe=safe)
+            if reason:
+                problems.append(Problem(where(name), f"{address!r}: {reason}"))
+    address = config.metrics_listen
+    if address:
+        sockets = address.startswith("unix:")
+        reason = "it must be HOST:PORT" if sockets else _address_problem(address, safe=safe)
         if reason:
-            problems.append(Problem(where("listen"), f"{address!r}: {reason}"))
+            problems.append(Problem(where("metrics_listen"), f"{address!r}: {reason}"))
 
 
 def _address_problem(address: str, *, safe: bool) -> str:

@@ -40,16 +40,26 @@ class ServerConfig(EngineConfig):
     """Certificates that sign clients', PEM: each client must then show one. Unset: none is asked
     for."""
     callers: Path | None = None
-    """YAML file of who may call and what they may do, by tokens or certificates, read again when it
-    changes. Unset: everybody may do everything."""
+    """YAML file of who may call, what they may do and have at once, by tokens or certificates, read
+    again when it changes. Unset: everybody may do everything."""
+    control_listen: tuple[str, ...] = ()
+    """Where ranks attach that others start, such as torchrun: `unix:/path` for those of this host,
+    of which rank 0 is one, and `HOST:PORT` for other hosts, with commas or by repeating the flag.
+    TCP has TLS if --tls-certificate is given. Unset: the service starts the ranks itself."""
+    control_secret: Path | None = None
+    """File with what those ranks have to know, at least 32 bytes. It is never sent."""
     cache_dit_config: Path | None = None
     """YAML or JSON file in cache-dit's own format. Unset: one rank, nothing cached."""
     adapter_folder: tuple[str, ...] = ()
-    """Folders whose safetensors files may be loaded as LoRA adapters, by repeating the flag; no
-    other file ever is. Callers see a folder's own name and the paths within it."""
+    """Folders whose safetensors files may be loaded as LoRA adapters, with commas or by repeating
+    the flag; no other file ever is. Callers see a folder's own name and the paths within it."""
     adapter: tuple[str, ...] = ()
-    """Adapters to load at the start, as NAME=FILE, by repeating the flag; FILE as
-    `ditcast adapters list` shows it."""
+    """Adapters to load at the start, as NAME=FILE, with commas or by repeating the flag; FILE
+    as `ditcast adapters list` shows it."""
+    metrics_listen: str = ""
+    """Where Prometheus fetches /metrics, `HOST:PORT`; port 0: any free port. Empty: nowhere. Beyond
+    this machine it takes TLS, which is then that of `--listen`, or `--insecure`. Nobody is asked
+    for credentials: the figures name no callers, prompts or ids."""
     log_format: str = "auto"
     """json or console. auto: console on a terminal, else json."""
     log_level: str = "info"
@@ -150,7 +160,8 @@ def _from_flags(
             Problem(name, f"there is no such flag{nearest(name, [*known, '--config'])}")
         )
     values = {
-        field.name: _Given(field.flag, value)
+        # A flag that is repeated is one text with commas, as which a variable has it in any case.
+        field.name: _Given(field.flag, ",".join(value) if isinstance(value, list) else value)
         for field in FIELDS
         if (value := getattr(parsed, field.name)) is not None
     }

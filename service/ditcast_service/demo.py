@@ -28,7 +28,7 @@ REQUEST = (
     "a large red circle left of a small blue square on a yellow background",
     *("--negative-prompt", " "),
     *("--true-cfg-scale", "3.0"),
-    *("--steps", "20"),
+    *("--steps", "50"),
     *("--seed", "42"),
 )
 

@@ -12,7 +12,6 @@ from typing import cast
 from PIL import Image
 
 from ditcast_runtime.generation import EncodedOutput, OutputFormat, OutputOptions, RawOutput
-from ditcast_service.videos import encode_mp4
 
 PNG_COMPRESS_LEVEL = 1
 WEBP_METHOD = 2
@@ -50,6 +49,9 @@ def encode(data: memoryview, raw: RawOutput, options: OutputOptions) -> EncodedO
     if options.format is OutputFormat.RAW_RGB8:
         return EncodedOutput(media_type=media_type, data=bytes(data))
     if options.format is OutputFormat.MP4:
+        # Only now: FFmpeg takes a twelfth of the imports before which no rank is started.
+        from ditcast_service.videos import encode_mp4  # noqa: PLC0415
+
         return EncodedOutput(media_type=media_type, data=encode_mp4(data, raw, options.quality))
     return encode_picture(data, raw.width, raw.height, options)
 

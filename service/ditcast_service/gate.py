@@ -1,8 +1,9 @@
-"""At the door of each RPC: who calls, and whether they may."""
+"""At the door of each RPC: who calls, whether they may, and as which client they count."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from urllib.parse import unquote
 
 from ditcast_service.callers import ANYBODY, Caller, Callers, Scope
 from ditcast_service.refusals import MissingScope, Unauthenticated
@@ -16,6 +17,8 @@ NEEDED: Mapping[str, frozenset[Scope]] = {
     "Generate": frozenset({Scope.GENERATE}),
     "WatchGeneration": frozenset({Scope.GENERATE}),
     "CancelGeneration": frozenset({Scope.GENERATE}),
+    # It makes generations in its caller's name, and changes nothing.
+    "Tune": frozenset({Scope.GENERATE}),
     "ListGenerations": ANY,
     "GetConfiguration": ANY,
     "GetCapabilities": ANY,
@@ -72,6 +75,20 @@ class Gate:
                 else "the metadata needs 'authorization: Bearer TOKEN'"
             )
         return caller
+
+
+def client_of(caller: Caller, peer: str) -> str:
+    """Name the client for whom a call counts: who it is where that is known, else its address.
+
+    `peer` is as gRPC has it, `ipv4:10.0.0.7:41234` for instance. All that call through one proxy
+    have one address, and so have all on this machine.
+    """
+    if caller.identity:
+        return f"caller:{caller.identity}"
+    family, _, rest = peer.partition(":")
+    if family not in ("ipv4", "ipv6"):
+        return family
+    return f"clientip:{unquote(rest).rpartition(':')[0].strip('[]')}"
 
 
 def _needed(method: str) -> frozenset[Scope]:

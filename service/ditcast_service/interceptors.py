@@ -1,16 +1,15 @@
 """Around every RPC of ours: failures become statuses, and the end becomes one line in the log.
 
-Of reflection and channelz it is only asked who calls; health passes through untouched.
+Of health, reflection and channelz it is only asked who calls, and whether the bytes are a message.
 """
 
 from __future__ import annotations
 
 import inspect
-import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -22,7 +21,7 @@ from ditcast_runtime.errors import InvalidRequest, ReaderTimeout, RuntimeFailure
 from ditcast_runtime.settings import Problem
 from ditcast_service import status
 from ditcast_service.callers import ANYBODY, Caller
-from ditcast_service.gate import OPEN, Gate, Metadata
+from ditcast_service.gate import Gate, Metadata, client_of
 
 _OURS = "/ditcast.v1."
 
@@ -34,10 +33,17 @@ class Record:
     """What the log line of an RPC says beside its method and code; the servicer fills it in."""
 
     caller: Caller = ANYBODY
+    client: str = ""
+    """For whom it counts: the caller, or where nobody says who they are, their address."""
     request_id: str | None = None
     steps: int | None = None
     prompt: str | None = None
     """Set only where the configuration lets prompts stand in the log."""
+    began: float = field(default_factory=time.monotonic)
+    first_event_at: float | None = None
+    """On the same clock; None: no event has been sent."""
+    output_bytes: int = 0
+    """Of encoded outputs that were sent."""
 
 
 record: ContextVar[Record] = ContextVar("record")
@@ -47,6 +53,11 @@ record: ContextVar[Record] = ContextVar("record")
 class Undecodable:
     """Stands for a request whose bytes are no message."""
 
+
+RpcEnded = Callable[[str, Record], None]
+"""Is told the code with which an RPC ended, and what is known of it."""
+RpcBegan = Callable[[str, Metadata], RpcEnded]
+"""Is told an RPC's name and metadata in the context in which it will run."""
 
 Context = aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
@@ -59,8 +70,9 @@ _TRANSPORT_GONE = (aio.InternalError, aio.UsageError)
 class Edge(aio.ServerInterceptor):
     """Lets in who may call, ends each RPC with the right status and logs it once."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, watching: Sequence[RpcBegan] = ()) -> None:
         self._gate = gate
+        self._watching = watching
 
     async def intercept_service(
         self,
@@ -72,8 +84,6 @@ class Edge(aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None:
             return None
-        if method.startswith(OPEN):
-            return handler
         if not method.startswith(_OURS):
             return _gated(self._gate, method, handler)
         streams = handler.response_streaming
@@ -82,14 +92,15 @@ class Edge(aio.ServerInterceptor):
             grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         )
         return make(
-            cast("Any", _guarded(self._gate, method, behaviour)),
-            cast("Any", _lenient(cast("Callable[[bytes], Message]", handler.request_deserializer))),
+            cast("Any", _guarded(self._gate, method, behaviour, self._watching)),
+            cast("Any", _lenient(handler)),
             handler.response_serializer,
         )
 
 
-def _lenient(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Message | Undecodable]:
-    """Keep gRPC from answering bytes that are no message with UNKNOWN."""
+def _lenient(handler: Handler) -> Callable[[bytes], Message | Undecodable]:
+    """Keep bytes that are no message from ending with UNKNOWN, and a traceback in the log."""
+    deserialize = cast("Callable[[bytes], Message]", handler.request_deserializer)
 
     def attempt(data: bytes) -> Message | Undecodable:
         try:
@@ -101,30 +112,43 @@ def _lenient(deserialize: Callable[[bytes], Message]) -> Callable[[bytes], Messa
 
 
 def _gated(gate: Gate, method: str, handler: Handler) -> Handler:
-    """Ask who calls before a handler that is not ours: reflection's and channelz's."""
+    """Ask who calls before a handler that is not ours: health's, reflection's and channelz's."""
     kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
     kind = next(each for each in kinds if getattr(handler, each) is not None)
     behaviour = getattr(handler, kind)
 
-    async def admit(context: Context) -> None:
+    def admitted(request: object, context: Context) -> object:
+        gate.admit(method, _metadata(context), context.auth_context())
+        return _decoded_stream(request) if handler.request_streaming else _decoded(request)
+
+    async def answer(request: object, context: Context) -> object:
         try:
-            gate.admit(method, _metadata(context), context.auth_context())
+            return await behaviour(admitted(request, context), context)
+        except RuntimeFailure as failure:
+            return await status.abort(context, status.status_of(failure))
+
+    async def stream(request: object, context: Context) -> AsyncIterator[object]:
+        try:
+            async for each in behaviour(admitted(request, context), context):
+                yield each
         except RuntimeFailure as failure:
             await status.abort(context, status.status_of(failure))
 
-    async def answer(request: object, context: Context) -> object:
-        await admit(context)
-        return await behaviour(request, context)
-
-    async def stream(request: object, context: Context) -> AsyncIterator[object]:
-        await admit(context)
-        async for each in behaviour(request, context):
-            yield each
-
     make = getattr(grpc, f"{kind}_rpc_method_handler")
     wrapped = stream if handler.response_streaming and not _writes(behaviour) else answer
-    made: Handler = make(wrapped, handler.request_deserializer, handler.response_serializer)
+    made: Handler = make(wrapped, _lenient(handler), handler.response_serializer)
     return made
+
+
+def _decoded(request: object) -> object:
+    if isinstance(request, Undecodable):
+        raise InvalidRequest((Problem("", "the bytes are no message of this kind"),))
+    return request
+
+
+async def _decoded_stream(requests: object) -> AsyncIterator[object]:
+    async for request in cast("AsyncIterator[object]", requests):
+        yield _decoded(request)
 
 
 def _writes(behaviour: object) -> bool:
@@ -136,13 +160,16 @@ def _metadata(context: Context) -> Metadata:
     return cast("Metadata", context.invocation_metadata() or ())
 
 
-def _guarded(gate: Gate, method: str, behaviour: Behaviour) -> Behaviour:
+def _guarded(
+    gate: Gate, method: str, behaviour: Behaviour, watching: Sequence[RpcBegan]
+) -> Behaviour:
     """Run the RPC, then log how it ended."""
+    name = method.rpartition("/")[2]
 
     async def run(request: object, context: Context) -> object:
-        begin = time.monotonic()
         mine = Record()
         record.set(mine)
+        ends = [began(name, _metadata(context)) for began in watching]
         # Stands unless something else is known: this is how a task ends whose client has left.
         code = "CANCELLED"
         try:
@@ -156,7 +183,9 @@ def _guarded(gate: Gate, method: str, behaviour: Behaviour) -> Behaviour:
             code = "OK"
             return answer
         finally:
-            _log_end(method, code, time.monotonic() - begin, context, mine)
+            for ended in ends:
+                ended(code, mine)
+            _log_end(name, code, context, mine)
 
     return run
 
@@ -166,10 +195,10 @@ async def _or_abort(
 ) -> object:
     try:
         # First: to those who may not call, nothing is said about what they sent.
-        record.get().caller = gate.admit(method, _metadata(context), context.auth_context())
-        if isinstance(request, Undecodable):
-            raise InvalidRequest((Problem("", "the bytes are no message of this kind"),))  # noqa: TRY301
-        return cast("object", await behaviour(request, context))
+        mine = record.get()
+        mine.caller = gate.admit(method, _metadata(context), context.auth_context())
+        mine.client = client_of(mine.caller, context.peer())
+        return cast("object", await behaviour(_decoded(request), context))
     except RuntimeFailure as failure:
         ended = status.status_of(failure)
         if isinstance(failure, ReaderTimeout):
@@ -177,15 +206,13 @@ async def _or_abort(
             _log.warning("reader timed out", request_id=record.get().request_id)
     except _TRANSPORT_GONE:
         raise
-    except Exception:  # noqa: BLE001 (outermost frame of an RPC: a bug must reach the log)
-        error_id = secrets.token_hex(6)
-        _log.exception("rpc failed", error_id=error_id)
-        ended = status.status_of(status.Fault(error_id))
+    except Exception as error:  # noqa: BLE001 (outermost frame of an RPC: a bug must reach the log)
+        ended = status.status_of(status.fault(error))
     # Out here, where the failure is gone: its traceback holds the generation for as long.
     return await status.abort(context, ended)
 
 
-def _log_end(method: str, code: str, seconds: float, context: Context, mine: Record) -> None:
+def _log_end(method: str, code: str, context: Context, mine: Record) -> None:
     known = {
         "caller": mine.caller.identity or None,
         "request_id": mine.request_id,
@@ -194,9 +221,9 @@ def _log_end(method: str, code: str, seconds: float, context: Context, mine: Rec
     }
     _log.info(
         "rpc ended",
-        method=method.rpartition("/")[2],
+        method=method,
         code=code,
-        seconds=round(seconds, 4),
+        seconds=round(time.monotonic() - mine.began, 4),
         peer=context.peer(),
         **{name: value for name, value in known.items() if value is not None},
     )

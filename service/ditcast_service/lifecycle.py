@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,20 +16,24 @@ from grpc import aio
 from ditcast_runtime import logs
 from ditcast_runtime.engine import Engine, Phase
 from ditcast_runtime.errors import ConfigError, RuntimeFailure
+from ditcast_runtime.hosts.attachments import Attachments
 from ditcast_service import server as edge
 from ditcast_service.checks import describe, tls_files
 from ditcast_service.config import ServerConfig
-from ditcast_service.encoding import encode
+from ditcast_service.control import listen_for_ranks
 from ditcast_service.health import Health
 from ditcast_service.loading_bar import LoadingBar
-from ditcast_service.preview_encoding import encode_preview
 from ditcast_service.servicer import DiffusionServicer
+from ditcast_service.telemetry import Telemetry
 
 FAILED = 1
 MISUSED = 2
 
 _LAST_WORDS_SECONDS = 5.0
 """How long ended streams may take to reach their readers, once the engine has stopped."""
+
+_COLLECT_SECONDS = 30.0
+"""Between two full collections, of about a millisecond each."""
 
 _log = structlog.get_logger(__name__)
 
@@ -38,12 +44,24 @@ async def live(config: ServerConfig) -> int:
     """Serve until a signal or the end of the engine; give the exit code."""
     json_logs = _wants_json(config)
     logs.configure(json_logs=json_logs, level=config.log_level)
-    server = edge.build(config)
     try:
+        telemetry = Telemetry(config, os.environ)
+        server = edge.build(config, telemetry.watching)
         addresses = edge.listen(server, config.listen, tls_files(config))
+        await telemetry.listen()
+        attachments = listen_for_ranks(config, tls_files(config))
     except ConfigError as error:
         return _say(error)
-    engine = Engine(config, encode, encode_preview, json_logs=json_logs, log_level=config.log_level)
+    engine = Engine(
+        config,
+        telemetry.encode,
+        telemetry.encode_preview,
+        json_logs=json_logs,
+        log_level=config.log_level,
+        observer=telemetry.observer,
+        attachments=attachments,
+    )
+    telemetry.look_at(engine)
     health = Health()
     engine.on_phase(health.follow)
     if not json_logs and sys.stderr.isatty():
@@ -51,9 +69,37 @@ async def live(config: ServerConfig) -> int:
     edge.register(server, DiffusionServicer(engine, config), health)
     await server.start()
     _log.info("listening", addresses=addresses, model=config.model_id)
-    with _signals() as signals:
+    with _signals() as signals, _open(attachments), _collected():
         code = await _run(engine, signals, f"{config.model_id} on {', '.join(addresses)}")
-        return await _stop(engine, server, signals) or code
+        forced = await _stop(engine, server, signals)
+    if not forced:
+        # Out here, where a second signal ends the process: a collector that is away takes seconds.
+        telemetry.close()
+    return forced or code
+
+
+@contextlib.contextmanager
+def _collected() -> Iterator[None]:
+    """Collect garbage fully, now and then, while the context lasts.
+
+    Left to itself CPython hardly ever does where little of what is made refers in circles, and only
+    a full collection frees the spare tuples that it hoards: 2,000 of each length, which look like a
+    leak for thousands of generations. What is here for good is frozen: each would walk all of it.
+    """
+    gc.collect()
+    gc.freeze()
+
+    async def collect() -> None:
+        while True:
+            await asyncio.sleep(_COLLECT_SECONDS)
+            gc.collect()
+
+    collecting = asyncio.create_task(collect())
+    try:
+        yield
+    finally:
+        collecting.cancel()
+        gc.unfreeze()
 
 
 async def _run(engine: Engine, signals: Signals, what: str) -> int:
@@ -96,6 +142,17 @@ async def _stop(engine: Engine, server: aio.Server, signals: Signals) -> int:
     await server.stop(_LAST_WORDS_SECONDS)
     _log.info("stopped")
     return 0
+
+
+@contextlib.contextmanager
+def _open(attachments: Attachments | None) -> Iterator[None]:
+    """Let ranks attach while the context lasts, where others start them."""
+    if attachments is None:
+        yield
+        return
+    _log.info("waiting for ranks to attach", ports=attachments.ports)
+    with contextlib.closing(attachments):
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
-"""How a Configure can be refused beyond what is wrong with its values; `status` has their codes."""
+"""How the edge itself refuses, beyond what is wrong with values; `status` has their codes."""
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 from ditcast_runtime.errors import RuntimeFailure
 from ditcast_runtime.settings import Problem
@@ -68,3 +70,29 @@ class MissingScope(RuntimeFailure):
     def __init__(self, scope: str) -> None:
         self.scope = scope
         super().__init__(f"The caller's credentials lack the scope {scope}.")
+
+
+class TuneRunning(RuntimeFailure):
+    """Another Tune runs, and each holds pictures to compare with.
+
+    Attributes:
+        retry_after: how long that one is likely to take.
+    """
+
+    def __init__(self, retry_after: timedelta) -> None:
+        self.retry_after = retry_after
+        super().__init__("Another Tune runs; there is one at a time.")
+
+
+class ConfigurationChanged(RuntimeFailure):
+    """Pictures that were to be compared are of different revisions of the configuration.
+
+    Attributes:
+        began: the revision of the first.
+        current: that of the last.
+    """
+
+    def __init__(self, began: int, current: int) -> None:
+        self.began = began
+        self.current = current
+        super().__init__(f"It began under revision {began}, and {current} came into force.")

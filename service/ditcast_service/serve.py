@@ -21,6 +21,7 @@ _NEEDED = (
     "msgspec",
     "peft",
     "PIL",
+    "prometheus_client",
     "psutil",
     "structlog",
     "torch",

@@ -19,7 +19,7 @@ from ditcast_service.callers import Callers
 from ditcast_service.config import ServerConfig
 from ditcast_service.gate import Gate
 from ditcast_service.health import SERVICE, Health
-from ditcast_service.interceptors import Edge
+from ditcast_service.interceptors import Edge, RpcBegan
 from ditcast_service.servicer import DiffusionServicer
 from ditcast_service.tls import Certificates, TlsFiles
 from ditcast_service.translate.capabilities import MIN_PING_INTERVAL_SECONDS
@@ -28,10 +28,10 @@ _PING_TOLERANCE_SECONDS = 5
 """Pings are timed by the client and jitter on the way: exactly 30 s would end honest clients."""
 
 
-def build(config: ServerConfig) -> aio.Server:
-    """Give a server without ports and services."""
+def build(config: ServerConfig, watching: Sequence[RpcBegan] = ()) -> aio.Server:
+    """Give a server without ports and services; `watching` are told of each RPC."""
     gate = Gate(Callers(config.callers) if config.callers else None)
-    return aio.server(interceptors=(Edge(gate),), options=_options(config))
+    return aio.server(interceptors=(Edge(gate, watching),), options=_options(config))
 
 
 def register(server: aio.Server, servicer: DiffusionServicer, health: Health) -> None:

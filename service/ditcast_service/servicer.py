@@ -6,8 +6,8 @@ Failures leave as exceptions; `interceptors` makes statuses of them.
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
+from collections.abc import Collection
 from typing import Protocol
 
 from grpc import aio
@@ -18,26 +18,27 @@ from ditcast.v1.generation_pb2 import GenerationEvent
 from ditcast_runtime.accepted import Submission
 from ditcast_runtime.config import Configuration
 from ditcast_runtime.errors import InvalidRequest
-from ditcast_runtime.events import RequestWarning, Started
-from ditcast_runtime.generation import Parameters, State
+from ditcast_runtime.events import Started
+from ditcast_runtime.generation import State
+from ditcast_runtime.ledger import Vitals
 from ditcast_runtime.settings import Problem
 from ditcast_runtime.summary import Summary
-from ditcast_service import adapters
+from ditcast_service import adapters, load_report
 from ditcast_service.adapter_folders import AdapterFolders
 from ditcast_service.adapters import AdapterEngine
 from ditcast_service.callers import Scope
 from ditcast_service.config import ServerConfig
 from ditcast_service.configure import ConfigurableEngine, configure
-from ditcast_service.input_images import ImageReader
+from ditcast_service.intake import Intake, identity
 from ditcast_service.interceptors import record
 from ditcast_service.listing import page
-from ditcast_service.picture_roles import taking_pictures
 from ditcast_service.streaming import Generation, Stream
 from ditcast_service.translate.acceleration import configuration_to_proto
 from ditcast_service.translate.capabilities import capabilities
 from ditcast_service.translate.events import started, state_number
-from ditcast_service.translate.request import digest, request_from_proto
-from ditcast_service.validation import check_request_id, resolve
+from ditcast_service.translate.request import digest
+from ditcast_service.tuning.tuner import TuneContext, Tuner
+from ditcast_service.validation import MAX_REQUEST_ID_CHARACTERS, check_request_id
 
 REQUEST_ID_KEY = "ditcast-request-id"
 """Initial metadata that names the generation before its first event."""
@@ -58,7 +59,7 @@ class Engine(ConfigurableEngine, AdapterEngine, Protocol):
         ...
 
     def same(self, request_id: str, identity: str, digest: bytes) -> Generation | None:
-        """Give the generation that an id stands for, if any; raises RequestIdReused."""
+        """Give the generation that an id stands for; raises RequestIdReused or NotServing."""
         ...
 
     def find(self, request_id: str, identity: str) -> Generation:
@@ -67,6 +68,16 @@ class Engine(ConfigurableEngine, AdapterEngine, Protocol):
 
     def summaries(self, identity: str | None) -> list[Summary]:
         """List a caller's generations, or everybody's, the newest first."""
+        ...
+
+    @property
+    def serving_groups(self) -> Collection[int]:
+        """The indices of the groups of ranks that take generations."""
+        ...
+
+    @property
+    def vitals(self) -> Vitals:
+        """How much there is of everything now."""
         ...
 
     def cancel(self, request_id: str, identity: str) -> State:
@@ -80,7 +91,8 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     def __init__(self, engine: Engine, config: ServerConfig) -> None:
         self._engine = engine
         self._config = config
-        self._images = ImageReader(config)
+        self._intake = Intake(engine, config)
+        self._tuner = Tuner(engine, self._intake, config)
         self._adapter_folders = AdapterFolders(config.adapter_folder)
 
     # A coroutine that writes, not a generator: only so can the time of a write be bounded.
@@ -90,23 +102,39 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         """Validate, submit, and stream the log; or, with `validate_only`, answer `started`."""
         request_id = request.request_id or str(uuid.uuid4())
         line = record.get()
-        line.request_id = request_id[:128]
+        line.request_id = request_id[:MAX_REQUEST_ID_CHARACTERS]
         if self._config.log_prompts:
             line.prompt = request.prompt
-        # At once: proxies and clients time the headers, and the first event may wait for a queue.
-        await context.send_initial_metadata(_identified(request_id))
         stream = Stream(
             context, lambda event: pb.GenerateResponse(event=event), self._config.reader_timeout
         )
+        try:
+            await self._generate(request, request_id, context, stream)
+        finally:
+            # Of refusals too: they say more about the load than what went well.
+            context.set_trailing_metadata(load_report.trailers(self._utilization()))
+
+    async def _generate(
+        self,
+        request: pb.GenerateRequest,
+        request_id: str,
+        context: GenerateContext,
+        stream: Stream,
+    ) -> None:
+        generation = None
+        if not request.validate_only:
+            # A second reader must find its generation under whatever configuration is in force now.
+            # Before the headers: what is refused without any, proxies and gRPC may try elsewhere.
+            generation = self._engine.same(request_id, identity(), digest(request))
+        # At once: proxies and clients time the headers, and the first event may wait for a queue.
+        await context.send_initial_metadata(_identified(request_id))
         if request.validate_only:
-            submission = await self._settle(request, request_id, context)
+            submission = await self._intake.take(request, request_id, context.time_remaining())
             submission.free_pictures()
             await stream.send(self._validated(submission))
             return
-        # A second reader must find its generation under whatever configuration is in force now.
-        generation = self._engine.same(request_id, _identity(), digest(request))
         if generation is None:
-            submission = await self._settle(request, request_id, context)
+            submission = await self._intake.take(request, request_id, context.time_remaining())
             generation = self._engine.submit(submission)
         # Nothing may be awaited between submit and the first event: a reader that leaves in
         # between would never count, and its generation would run for nobody.
@@ -117,8 +145,9 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     ) -> None:
         """Find the generation, and stream its log after an event."""
         _check_id(request.request_id)
+        # Before the headers: a proxy may look for what is not here at another server.
+        generation = self._engine.find(request.request_id, identity())
         await context.send_initial_metadata(_identified(request.request_id))
-        generation = self._engine.find(request.request_id, _identity())
         if request.after_sequence > generation.last_sequence:
             reason = (
                 f"{request.after_sequence} is beyond the last event, {generation.last_sequence}"
@@ -138,7 +167,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     ) -> pb.CancelGenerationResponse:
         """End a generation; answers at once with the state that it met."""
         _check_id(request.request_id)
-        state = self._engine.cancel(request.request_id, _identity())
+        state = self._engine.cancel(request.request_id, identity())
         return pb.CancelGenerationResponse(state=state_number(state))
 
     async def ListGenerations(
@@ -148,7 +177,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
     ) -> pb.ListGenerationsResponse:
         """Answer a page of the caller's generations, to admins of everybody's."""
         everybody = Scope.ADMIN in record.get().caller.scopes
-        return page(self._engine.summaries(None if everybody else _identity()), request)
+        return page(self._engine.summaries(None if everybody else identity()), request)
 
     async def GetCapabilities(
         self,
@@ -156,7 +185,13 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         context: aio.ServicerContext[pb.GetCapabilitiesRequest, pb.GetCapabilitiesResponse],
     ) -> pb.GetCapabilitiesResponse:
         """Answer what the loaded pipeline takes; UNAVAILABLE until it is loaded."""
-        found = capabilities(self._engine.facts, self._config, self._engine.configuration)
+        found = capabilities(
+            self._engine.facts,
+            self._config,
+            self._engine.configuration,
+            self._intake.limits(),
+            len(self._engine.serving_groups),
+        )
         return pb.GetCapabilitiesResponse(capabilities=found)
 
     async def GetConfiguration(
@@ -203,52 +238,17 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         """Answer what is loaded, and the files that could be."""
         return await adapters.listing(self._engine, self._adapter_folders)
 
-    async def _settle(
-        self, request: pb.GenerateRequest, request_id: str, context: GenerateContext
-    ) -> Submission:
-        """Read and settle a request under the configuration in force."""
-        found: list[Problem] = []
-        # Nothing is decoded for a pipeline that takes no pictures, or before one is loaded.
-        takes = bool(request.images and taking_pictures(self._engine.facts))
-        images, pictures = await self._images.read(request.images if takes else (), found)
-        asked, problems = request_from_proto(request, images)
-        problems += found
-        if request.images and not takes:
-            problems.append(Problem("images", "the loaded pipeline takes no pictures"))
-        check_request_id(request.request_id, problems, required=False)
+    async def Tune(  # type: ignore[override]
+        self, request: pb.TuneRequest, context: TuneContext
+    ) -> None:
+        """Have pictures made with and without caches, and stream how they compare."""
+        await self._tuner.tune(request, context)
 
-        def settle() -> tuple[Parameters, tuple[RequestWarning, ...]]:
-            configuration = self._engine.configuration
-            return resolve(
-                asked,
-                self._engine.facts,
-                self._config,
-                configuration,
-                problems,
-                adapters=self._engine.adapters,
-            )
-
-        revision = self._engine.configuration.revision
-        parameters, warnings = settle()
-        # Settled anew under a later configuration, it must not draw another seed.
-        asked = dataclasses.replace(asked, seed=parameters.seed)
-        # The deadline is the stream's alone where the generation may go on without one.
-        bounds = (asked.timeout, None if asked.continues else context.time_remaining())
-        limits = [limit for limit in bounds if limit is not None]
-        return Submission(
-            request_id=request_id,
-            identity=_identity(),
-            digest=digest(request),
-            parameters=parameters,
-            pictures=pictures,
-            warnings=warnings,
-            revision=revision,
-            settle=settle,
-            timeout=min(limits, default=None),
-            priority=asked.priority,
-            continues=asked.continues,
-            reattach_window=asked.reattach_window,
-            previews=asked.previews,
+    def _utilization(self) -> float:
+        """Say how full the service is: 1 where one more would be refused."""
+        vitals = self._engine.vitals
+        return (vitals.waiting + vitals.running) / (
+            self._config.queue_capacity + self._config.groups
         )
 
     def _validated(self, submission: Submission) -> GenerationEvent:
@@ -265,11 +265,6 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
         return message
 
 
-def _identity() -> str:
-    """Say who calls, as the door has found out."""
-    return record.get().caller.identity
-
-
 def _check_id(request_id: str) -> None:
     problems: list[Problem] = []
     check_request_id(request_id, problems, required=True)
@@ -281,4 +276,6 @@ def _check_id(request_id: str) -> None:
 def _identified(request_id: str) -> tuple[tuple[str, str], ...]:
     """Name the generation in metadata; an id that no header can hold is known to its caller."""
     plain = request_id.isascii() and request_id.isprintable()
-    return ((REQUEST_ID_KEY, request_id),) if plain else ()
+    # A longer one is refused; told in the headers, it would end the call before the refusal does.
+    short = len(request_id) <= MAX_REQUEST_ID_CHARACTERS
+    return ((REQUEST_ID_KEY, request_id),) if plain and short else ()

@@ -6,11 +6,13 @@ limit trailers, so long reasons are shortened and what did not fit is counted.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import grpc
+import structlog
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2 as details
@@ -33,6 +35,8 @@ REASON_CHARACTERS = (400, 200, 120, 80, 50, 30)
 _NAMED = 2
 """Problems that stand in the message itself, for readers who see no details."""
 
+_log = structlog.get_logger(__name__)
+
 _Pack = Callable[[int, int], Message]
 """Make the detail with reasons of so many characters for so many problems."""
 
@@ -47,6 +51,13 @@ class Fault(errors.RuntimeFailure):
     def __init__(self, error_id: str) -> None:
         self.error_id = error_id
         super().__init__(f"Internal error; see {error_id} in the server's log.")
+
+
+def fault(error: Exception) -> Fault:
+    """Log a bug under an id, with its traceback, and give what its caller is told."""
+    made = Fault(secrets.token_hex(6))
+    _log.error("rpc failed", error_id=made.error_id, exc_info=error)
+    return made
 
 
 def status_of(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
@@ -128,6 +139,9 @@ def _of_configure(failure: errors.RuntimeFailure) -> Status | None:  # noqa: PLR
         case refusals.RevisionMismatch(current=current):
             code = grpc.StatusCode.ABORTED
             return _status(code, failure, "REVISION_MISMATCH", current_revision=current)
+        case refusals.ConfigurationChanged(current=current):
+            code = grpc.StatusCode.ABORTED
+            return _status(code, failure, "CONFIGURATION_CHANGED", current_revision=current)
         case refusals.NotAppliedInTime():
             return _status(grpc.StatusCode.DEADLINE_EXCEEDED, failure, "NOT_APPLIED")
         case refusals.NeedsReload(problems=problems):
@@ -140,16 +154,26 @@ def _of_configure(failure: errors.RuntimeFailure) -> Status | None:  # noqa: PLR
             return None
 
 
-def _exhausted(failure: errors.RuntimeFailure) -> Status:
+def _exhausted(failure: errors.RuntimeFailure) -> Status:  # noqa: PLR0911 (a table)
     """Cover what there is too little of: places, bytes, memory, room, patience."""
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     match failure:
         case errors.QueueFull(queue_depth=depth, capacity=capacity, retry_after=after):
             quota = _quota("queue", f"{depth} of {capacity} places are taken")
             return _status(code, failure, "QUEUE_FULL", quota, _retry(after))
+        case errors.ClientLimitReached(client=client, limit=limit, retry_after=after):
+            text = (
+                f"{limit}: {failure.held} of {failure.bound} are taken, {failure.asked} more asked"
+            )
+            retry = () if after is None else (_retry(after),)
+            quota = _quota(client, text)
+            return _status(code, failure, "CLIENT_LIMIT", quota, *retry, limit=limit)
         case errors.TooManyBytes(bytes_in_flight=taken, limit=limit, retry_after=after):
             quota = _quota("bytes_in_flight", f"{taken} of {limit} bytes are taken")
             return _status(code, failure, "BYTES_IN_FLIGHT", quota, _retry(after))
+        case refusals.TuneRunning(retry_after=after):
+            quota = _quota("tune", "one runs at a time")
+            return _status(code, failure, "TUNE_RUNNING", quota, _retry(after))
         case errors.OutOfMemory(ranks=ranks):
             quota = _quota("memory", f"ranks {list(ranks)} ran out of memory for this request")
             return _status(code, failure, "OUT_OF_MEMORY", quota)
@@ -182,7 +206,13 @@ def _unavailable_or_internal(failure: errors.RuntimeFailure) -> Status:  # noqa:
         case Fault(error_id=error_id):
             return _status(grpc.StatusCode.INTERNAL, failure, "INTERNAL_ERROR", error_id=error_id)
         case _:
-            return _status(grpc.StatusCode.INTERNAL, failure, "UNCLASSIFIED")
+            # A failure that nobody has given a status: a bug like any other.
+            return status_of(fault(failure))
+
+
+def code_of(status: Status) -> grpc.StatusCode:
+    """Give the code as gRPC has it."""
+    return next(code for code in grpc.StatusCode if code.value[0] == status.code)
 
 
 async def abort(context: aio.ServicerContext[Message, Message], status: Status) -> NoReturn:
@@ -191,9 +221,11 @@ async def abort(context: aio.ServicerContext[Message, Message], status: Status) 
     Raises:
         aio.AbortError: always, so that nothing after it runs.
     """
-    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    code = code_of(status)
     trailer = ("grpc-status-details-bin", status.SerializeToString())
-    await context.abort(code, status.message, (trailer,))
+    # Those that are set already would be dropped.
+    others = cast("Iterable[tuple[str, str | bytes]]", context.trailing_metadata() or ())
+    await context.abort(code, status.message, (*others, trailer))
 
 
 def _invalid(problems: Sequence[Problem]) -> Status:
@@ -294,7 +326,7 @@ def _resource(kind: str, name: str) -> details.ResourceInfo:
 
 def _quota(subject: str, description: str) -> details.QuotaFailure:
     violation = details.QuotaFailure.Violation(
-        subject=subject, description=_short(description, 400)
+        subject=_short(subject, 128), description=_short(description, 400)
     )
     return details.QuotaFailure(violations=[violation])
 

@@ -7,7 +7,8 @@ counted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Protocol, TypeVar, cast
 
@@ -16,7 +17,7 @@ from grpc import aio
 
 from ditcast.v1.generation_pb2 import GenerationEvent
 from ditcast_runtime.errors import ReaderTimeout
-from ditcast_runtime.events import Event
+from ditcast_runtime.events import Event, OutputChunk
 from ditcast_runtime.generation import State
 from ditcast_service.interceptors import record
 from ditcast_service.translate.events import event_to_proto, heartbeat
@@ -88,11 +89,20 @@ class Stream:
                     message = event_to_proto(generation.request_id, event)
                 line.steps = generation.steps_done
                 await self.send(message)
+                if event is not None and isinstance(event.kind, OutputChunk):
+                    line.output_bytes += len(event.kind.data)
 
     async def send(self, event: GenerationEvent) -> None:
         """Send one event; ReaderTimeout if the reader does not take it in time."""
-        try:
-            async with asyncio.timeout(self._reader_timeout):
-                await self._write(event)
-        except TimeoutError:
-            raise ReaderTimeout from None
+        await taken(self._write(event), self._reader_timeout)
+
+
+async def taken(write: Awaitable[None], seconds: float) -> None:
+    """Wait until a reader has taken what is written; ReaderTimeout if it takes too long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await write
+    except TimeoutError:
+        raise ReaderTimeout from None
+    line = record.get()
+    line.first_event_at = line.first_event_at or time.monotonic()

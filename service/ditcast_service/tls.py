@@ -64,6 +64,39 @@ class Certificates:
         return _configuration(found)
 
 
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """Give what asyncio opens a port with; each handshake gets what is in the files then.
+
+    Raises:
+        ConfigError: one cannot be read, or they do not belong together.
+    """
+    held, context = _read(files), _context(files)
+
+    def renew(connection: ssl.SSLObject | ssl.SSLSocket, *_: object) -> None:
+        nonlocal held, context
+        try:
+            found = _read(files)
+        except ConfigError as error:
+            _log.warning("the certificates are kept as they were", error=str(error))
+            found = held
+        if found != held:
+            held, context = found, _context(files)
+        connection.context = context
+
+    # Called at each handshake, also where the client names no server.
+    context.sni_callback = renew
+    return context
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key, password=_no_password)
+    if files.client_ca is not None:
+        context.load_verify_locations(files.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 @dataclass(frozen=True, slots=True)
 class _Contents:
     certificate: bytes

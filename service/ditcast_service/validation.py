@@ -16,7 +16,15 @@ import msgspec
 from ditcast_runtime.config import Adapter, Configuration, EngineConfig
 from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
 from ditcast_runtime.events import RequestWarning
-from ditcast_runtime.generation import ImageUse, KeywordValue, Parameters, Request, SeparateCfg
+from ditcast_runtime.generation import (
+    ImageUse,
+    KeywordValue,
+    OutputFormat,
+    Parameters,
+    Request,
+    SeparateCfg,
+)
+from ditcast_runtime.likeness import LEAST_SIDE
 from ditcast_runtime.messages import Facts, ParameterFact
 from ditcast_runtime.settings import CacheSettings, Disabled, Problem, check_cache
 from ditcast_service.adapters import resolve_adapters
@@ -102,6 +110,7 @@ class _Resolution:
         self._warn_without_effect(negative, true_cfg)
         self._reattach_window()
         self._previews()
+        self._shadow((width, height))
         two_passes = self.facts.separate_cfg.two_passes(
             negative_prompt=negative, guidance_scale=guidance, true_cfg_scale=true_cfg
         )
@@ -134,6 +143,14 @@ class _Resolution:
         if self.request.previews.every_n_steps > 0 and not self.facts.previews:
             reason = "no previews can be made of what this pipeline works on"
             self.problems.append(Problem("progress.preview_every_n_steps", reason, "unsupported"))
+
+    def _shadow(self, size: tuple[int, int]) -> None:
+        if not self.request.shadow_comparison:
+            return
+        if self.request.output.format is OutputFormat.LATENT_SAFETENSORS:
+            self._refuse("shadow_comparison", "pixels are compared, and latents have none")
+        elif min(size) < LEAST_SIDE:
+            self._refuse("shadow_comparison", f"SSIM needs sides from {LEAST_SIDE} pixels")
 
     def _refuse(self, name: str, reason: str) -> None:
         self.problems.append(Problem(name, reason))
@@ -298,6 +315,8 @@ class _Resolution:
         method = settings.method
         if isinstance(method, Disabled):
             self._warn_uncached()
+            if self.request.shadow_comparison:
+                self._refuse("shadow_comparison", "nothing is cached: it has nothing to show")
             return settings
         name = method.__struct_config__.tag
         support = next((each for each in self.facts.cache_methods if each.name == name), None)

@@ -34,6 +34,8 @@ from ditcast.v1.diffusion_service_pb2 import (
     ListGenerationsResponse,
     LoadAdapterRequest,
     LoadAdapterResponse,
+    TuneRequest,
+    TuneResponse,
     UnloadAdapterRequest,
     UnloadAdapterResponse,
     WatchGenerationRequest,
@@ -57,6 +59,7 @@ from ditcast.v1.generation_pb2 import (
     StepCompleted,
     Timings,
 )
+from ditcast.v1.tuning_pb2 import TuneEvent
 
 COMPUTED = CacheDecision.CACHE_DECISION_COMPUTED
 CACHED = CacheDecision.CACHE_DECISION_CACHED
@@ -120,6 +123,12 @@ class ScriptedService(DiffusionServiceServicer):
     lists: list[ListGenerationsRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     adapters: dict[str, Adapter] = field(default_factory=dict)
+    tune_script: Sequence[TuneEvent | status_pb2.Status] = ()
+    tunes: list[TuneRequest] = field(default_factory=list)
+    route: str | None = None
+    """What a proxy before several servers puts into the first headers."""
+    routes: list[str | None] = field(default_factory=list)
+    """With which each call about a generation came."""
     request_came: asyncio.Event = field(default_factory=asyncio.Event)
     cancel_came: asyncio.Event = field(default_factory=asyncio.Event)
     streams_ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -128,6 +137,7 @@ class ScriptedService(DiffusionServiceServicer):
         self, request: GenerateRequest, context: Context
     ) -> AsyncIterator[GenerateResponse]:
         """Play the script."""
+        await self._lead(context)
         self.requests.append(request)
         self.request_came.set()
         if request.request_id not in self.known:
@@ -135,6 +145,13 @@ class ScriptedService(DiffusionServiceServicer):
             self.rendered.append(request.request_id)
         async for event in self._play(request.request_id, context):
             yield GenerateResponse(event=event)
+
+    async def _lead(self, context: Context) -> None:
+        """Note the route that came, and give the one that is to come back."""
+        came = dict(context.invocation_metadata() or ())
+        self.routes.append(str(came["ditcast-route"]) if "ditcast-route" in came else None)
+        if self.route is not None:
+            await context.send_initial_metadata((("ditcast-route", self.route),))
 
     async def _play(
         self, request_id: str, context: Context, after_sequence: int = 0
@@ -167,6 +184,7 @@ class ScriptedService(DiffusionServiceServicer):
         self, request: CancelGenerationRequest, context: Context
     ) -> CancelGenerationResponse:
         """Note the cancel and let the stream that waits for it end."""
+        await self._lead(context)
         if self.cancel_status is not None:
             await abort(context, self.cancel_status)
         self.cancelled.append(request.request_id)
@@ -198,6 +216,7 @@ class ScriptedService(DiffusionServiceServicer):
         self, request: WatchGenerationRequest, context: Context
     ) -> AsyncIterator[WatchGenerationResponse]:
         """Play the script for a generation that is known."""
+        await self._lead(context)
         self.watches.append(request)
         if self.watch_ends:
             await abort(context, self.watch_ends.pop(0))
@@ -247,6 +266,15 @@ class ScriptedService(DiffusionServiceServicer):
         """Answer what was loaded, and one file."""
         files = [AdapterFile(file="styles/ink.safetensors", size_bytes=3 << 20)]
         return ListAdaptersResponse(loaded=self.adapters.values(), available=files)
+
+    async def Tune(self, request: TuneRequest, context: Context) -> AsyncIterator[TuneResponse]:
+        """Play the script of Tunes."""
+        self.tunes.append(request)
+        for item in self.tune_script:
+            if isinstance(item, status_pb2.Status):
+                await abort(context, item)
+            else:
+                yield TuneResponse(event=item)
 
     async def Configure(self, request: ConfigureRequest, context: Context) -> ConfigureResponse:
         """Answer that there is no such call."""

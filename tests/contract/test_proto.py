@@ -13,6 +13,7 @@ from ditcast.v1 import (
     capabilities_pb2,
     diffusion_service_pb2,
     generation_pb2,
+    tuning_pb2,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ FILES: list[FileDescriptor] = [
     capabilities_pb2.DESCRIPTOR,
     diffusion_service_pb2.DESCRIPTOR,
     generation_pb2.DESCRIPTOR,
+    tuning_pb2.DESCRIPTOR,
 ]
 
 # name: (server streams, request, response)
@@ -33,6 +35,7 @@ RPCS = {
     "Configure": (False, "ConfigureRequest", "ConfigureResponse"),
     "GetConfiguration": (False, "GetConfigurationRequest", "GetConfigurationResponse"),
     "GetCapabilities": (False, "GetCapabilitiesRequest", "GetCapabilitiesResponse"),
+    "Tune": (True, "TuneRequest", "TuneResponse"),
 }
 
 # Names that clients in every language were promised. "?": its absence can be told from zero.
@@ -40,7 +43,8 @@ FIELDS = {
     "GenerateRequest": """
         request_id prompt negative_prompt? width? height? num_inference_steps? guidance_scale?
         true_cfg_scale? seed? num_images sigmas num_frames? fps? images pipeline_kwargs output
-        progress cache timeout on_disconnect reattach_window priority validate_only""",
+        progress cache timeout on_disconnect reattach_window priority validate_only
+        shadow_comparison""",
     "GenerateResponse": "event",
     "WatchGenerationRequest": "request_id after_sequence",
     "WatchGenerationResponse": "event",
@@ -71,7 +75,9 @@ FIELDS = {
     "Restarted": "attempt",
     "Heartbeat": "state",
     "OutputChunk": "output_index media_type total_bytes offset data",
-    "Completed": "receipt timings cache memory",
+    "Completed": "receipt timings cache memory shadow",
+    "ShadowComparison": "outputs uncached_denoise time_ratio",
+    "OutputLikeness": "output_index psnr ssim",
     "Receipt": """
         parameters model_id model_revision? weights_digest library_versions world_size parallelism
         threads_per_rank device dtype configuration_revision configuration sigmas_used outputs
@@ -90,6 +96,11 @@ FIELDS = {
         configuration update_mask expected_revision? validate_only allow_reload""",
     "ConfigureResponse": "configuration outcomes",
     "FieldOutcome": "path outcome reason",
+    "TuneRequest": "generation prompts target_psnr? candidates",
+    "TuneResponse": "event",
+    "TuneEvent": "started progress comparison completed",
+    "TuneComparison": "candidate_index prompt_index psnr ssim cached_steps time_ratio dropped",
+    "TuneCompleted": "candidates recommended_index? cache_dit_yaml",
 }
 
 VALUES = {

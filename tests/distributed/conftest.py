@@ -47,8 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server_one(folder: Path) -> Iterator[Server]:
-    """Serve on one rank, with no cache, in small chunks, and over TCP as well."""
-    server = serve(folder, "--listen", "127.0.0.1:0", "--chunk-bytes", "10000")
+    """Serve on one rank, with no cache, in small chunks, over TCP as well, and with figures."""
+    anywhere = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+    server = serve(folder, *anywhere, "--chunk-bytes", "10000")
     yield server
     server.stop()
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,27 +34,47 @@ _STACK_LINES = 80
 class Server:
     """A server on a Unix socket, and wherever `flags` say; made by `launch`, ended by `stop`."""
 
-    def __init__(self, folder: Path, *flags: str, faults: bool = False) -> None:
-        """Launch it, with injected faults where they are asked for; then `wait_serving`."""
+    def __init__(
+        self, folder: Path, *flags: str, faults: bool = False, within: Sequence[str] = ()
+    ) -> None:
+        """Launch it, with injected faults where they are asked for; then `wait_serving`.
+
+        `within` is a command that runs it elsewhere, such as in another network namespace.
+        """
         self.mark = uuid.uuid4().hex
         self.folder = folder / self.mark[:8]
         self.scratch = self.folder / "tmp"
         self.scratch.mkdir(parents=True)
         self.address = f"unix:{self.folder}/socket"
         self.log = self.folder / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+        self.fault_runs = self.folder / "runs"
+        self.step_times = self.folder / "steps"
+        self._within = within
+        self._flags = flags
+        self._variables = self._environment() | (self._faulty() if faults else {})
+        self.process = self._launch()
+
+    def restart(self) -> None:
+        """Start it again at its place, as whoever runs it does, and wait until it serves."""
+        assert not self.alive
+        self.process = self._launch()
+        self.wait_serving()
+
+    def _launch(self) -> subprocess.Popen[str]:
+        self._said = ""
+        self._terminated = False
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
                 [
+                    *self._within,
                     *(sys.executable, "-m", "ditcast_service.serve"),
-                    *("--listen", self.address, "--log-format", "json", *flags),
+                    *("--listen", self.address, "--log-format", "json", *self._flags),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=self._environment() | (self._faulty() if faults else {}),
+                env=self._variables,
             )
-        self._said = ""
-        self._terminated = False
 
     def wait_serving(self) -> None:
         """Wait for the line that it prints once it serves."""
@@ -172,10 +192,13 @@ class Server:
         }
 
     def _faulty(self) -> dict[str, str]:
-        runs = self.folder / "runs"
-        runs.mkdir()
+        self.fault_runs.mkdir()
         path = [str(Path(__file__).with_name("faults")), os.environ.get("PYTHONPATH", "")]
-        return {"PYTHONPATH": os.pathsep.join(filter(None, path)), "FAULT_RUNS": str(runs)}
+        return {
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "FAULT_RUNS": str(self.fault_runs),
+            "STEP_TIMES": str(self.step_times),
+        }
 
     def _marked(self, process: psutil.Process) -> bool:
         try:
@@ -210,7 +233,10 @@ class MortalServers:
         server = self.started.get(world_size)
         if server is None or not server.alive:
             # One attempt: what it takes for a generation to end with its ranks.
-            flags = ("--world-size", str(world_size), "--max-attempts", "1")
+            flags = (
+                *("--world-size", str(world_size), "--max-attempts", "1"),
+                *("--metrics-listen", "127.0.0.1:0"),
+            )
             server = serve(self._folder, *flags)
             self.started[world_size] = server
         return server

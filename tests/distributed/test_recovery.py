@@ -6,6 +6,7 @@ One server of two ranks, short limits, and faults that a request id asks for (`f
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ def faulty(folder: Path) -> Iterator[Server]:
         *("--alive-timeout", "4"),
         *("--crash-loop-losses", "50"),
         *("--log-level", "info"),
+        *("--crash-folder", str(folder / "crashes")),
         faults=True,
     )
     yield server
@@ -123,6 +125,13 @@ async def test_a_veto_before_the_first_step_costs_nothing(faulty: Server) -> Non
     before = [rank.pid for rank in faulty.ranks()]
     events, end = await refused(faulty, fault("prepare", "raise", "1"))
     assert end.code is grpc.StatusCode.INTERNAL
+    error_id = end.info.metadata["error_id"]
+    assert error_id in end.message
+    line = await faulty.logged(event="generation failed on the ranks", error_id=error_id)
+    assert (line["error_type"], line["ranks"]) == ("RuntimeError", [1])
+    # The traceback stands under the request's id, in a line of the rank's own.
+    told = await faulty.logged(event="failed", request_id=line["request_id"], rank=1)
+    assert "injected" in told["exception"]
     assert "step_completed" not in kinds(events)
     assert [rank.pid for rank in faulty.ranks()] == before
 
@@ -164,7 +173,9 @@ async def test_the_queue_is_untouched_and_health_says_what_is_true(faulty: Serve
     assert seen[:3] == [serving, not_serving, serving]
 
 
-async def test_a_lost_group_is_reported_with_the_stacks_of_the_living(faulty: Server) -> None:
+async def test_a_lost_group_is_reported_with_the_stacks_of_the_living(
+    faulty: Server, folder: Path
+) -> None:
     """The crash report says how each rank ended, which step it was, and where the others hung."""
     request_id = fault("inside", "raise", "1", step=3)
     async with faulty.client() as client:
@@ -178,6 +189,9 @@ async def test_a_lost_group_is_reported_with_the_stacks_of_the_living(faulty: Se
     assert [rank["ended"] for rank in report["ranks"]] == ["alive", "alive"]
     assert "rank.py" in report["ranks"][0]["stacks"]
     assert report["ranks"][0]["resident_bytes"] > 0
+    kept = [json.loads(file.read_text()) for file in (folder / "crashes").glob("crash-*.json")]
+    [same] = [each for each in kept if each["request_id"] == request_id]
+    assert same["ranks"] == report["ranks"]
 
 
 async def test_a_cancel_during_a_restart_ends_it(faulty: Server) -> None:

@@ -98,7 +98,6 @@ async def test_ulysses_and_tensor_parallelism_together_make_the_same_picture(
     await _expect_same(one, tmp_path, split, ulysses * tensor)
 
 
-@pytest.mark.skipif(shipped.HEADS % 3 > 0, reason="three ranks cannot share the heads")
 async def test_three_ranks_make_the_same_pictures(one: Client, tmp_path: Path) -> None:
     """Sizes whose number of tokens three ranks can share come out the same, but for rounding."""
     server = serve(tmp_path, "--world-size", "3")

@@ -26,6 +26,20 @@ async def test_a_server_refuses_while_it_loads_and_finishes_what_it_took(tmp_pat
         server.clear_away()
 
 
+async def test_no_process_outlives_a_service_that_is_killed_while_it_loads(tmp_path: Path) -> None:
+    """Ranks die with it from their first moment on, also while they only import."""
+    server = Server(tmp_path, "--world-size", "2")
+    try:
+        async with asyncio.timeout(START_SECONDS):
+            while len(server.descendants()) < 2:  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        server.kill()
+        server.expect_no_orphans()
+    finally:
+        server.clear_away()
+
+
 async def _terminate_with_four(server: Server) -> None:
     async with server.client() as client:
         running = client.generate(**fields(seed=0, num_inference_steps=60))

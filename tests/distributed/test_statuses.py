@@ -59,7 +59,7 @@ async def test_invalid_argument_names_every_wrong_field_at_once(server_one: Serv
         sigmas=[0.1, 0.9],
         num_frames=3,
         output=OutputOptions(quality=101),
-        cache=CacheConfig(db_cache=DBCache(fn_compute_blocks=9)),
+        cache=CacheConfig(db_cache=DBCache(fn_compute_blocks=99)),
         pipeline_kwargs=kwargs,
     )
     request.timeout.FromSeconds(-1)

@@ -71,7 +71,7 @@ def test_what_cannot_be_served_is_said_before_a_rank_starts(what: str, tmp_path:
     assert "cannot start" in message
     for part in expected:
         assert part in message
-    assert "ditcast_runtime.rank" not in message
+    assert "ditcast_runtime" not in message
     server.expect_no_orphans()
 
 

@@ -1,4 +1,4 @@
-"""Writes the references in docs/: of the settings out of the code, of the API out of the contract.
+"""Writes the references in docs/ out of the code: of the settings, the figures and the contract.
 
 `make docs` runs it. Nothing in those files is written by hand: nothing in them is wrong alone.
 """
@@ -23,6 +23,7 @@ from google.protobuf.descriptor_pb2 import (
 from ditcast_service.checks import CHOICES, RANGES
 from ditcast_service.config import FIELDS
 from ditcast_service.fields import Field
+from ditcast_service.metric_families import Families, Family
 
 ROOT = Path(__file__).parents[2]
 PROTO = ROOT / "proto"
@@ -42,7 +43,8 @@ def configuration() -> str:
 Each is a flag, a key of the YAML file that `--config` names, and a variable: `--world-size 2`,
 `world_size: 2`, `DITCAST_WORLD_SIZE=2`. Flags win over the file, the file over variables. What is
 wrong is said all at once, before any process starts (exit code 2). Times are in seconds, sizes in
-bytes unless the name says more. Flags that switch have a twin, `--no-...`.
+bytes unless the name says more. Flags that switch have a twin, `--no-...`. Of several texts, a flag
+and a variable are split at commas; a list in the file is taken as it stands, for names with commas.
 
 | flag | type and range | default | what it is |
 |---|---|---|---|
@@ -175,7 +177,28 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-REFERENCES = {"CONFIGURATION.md": configuration, "API.md": api}
+def metrics() -> str:
+    """Give the reference of every family of figures that Prometheus may fetch."""
+    head = """# Metrics
+
+`ditcast serve --metrics-listen 127.0.0.1:9464` has them at `/metrics`, as text for Prometheus or
+OpenMetrics. The service process answers, so they outlive the ranks; counters begin at 0 with the
+process. Labels take few values, known beforehand: never an id, a prompt or a caller. Beside these
+there are the Prometheus client's own of the service process, `process_*`. What to watch, and what
+to do about it: [OPERATIONS.md](OPERATIONS.md).
+
+| name | kind | labels | what it is |
+|---|---|---|---|
+"""
+    return head + "".join(map(_family, Families().described))
+
+
+def _family(family: Family) -> str:
+    labels = "<br>".join(f"`{name}`: {_cell(values)}" for name, values in family.labels)
+    return f"| `{family.name}` | {family.kind} | {labels} | {_cell(family.help)} |\n"
+
+
+REFERENCES = {"CONFIGURATION.md": configuration, "API.md": api, "METRICS.md": metrics}
 """What is written, by its name in docs/."""
 
 

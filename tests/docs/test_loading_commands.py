@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.docs.reference import ROOT
+from tests.docs.commands import ROOT, commands
 
 from ditcast_runtime.config import STARTER_MODEL
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.settings import LoadingSettings
 from ditcast_service.config import LOADING_FIELDS, load
 
-TEXT = (ROOT / "docs" / "LOADING.md").read_text("utf-8")
+PAGE = ROOT / "docs" / "LOADING.md"
+TEXT = PAGE.read_text("utf-8")
 NEEDS_GPU = "needs a GPU"
-
-
-def commands() -> Iterator[str]:
-    """List the lines of all examples."""
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL):
-        yield from block.splitlines()
 
 
 @pytest.fixture
@@ -38,7 +31,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("models")
-@pytest.mark.parametrize("line", list(commands()))
+@pytest.mark.parametrize("line", list(commands(PAGE)))
 def test_every_command_is_accepted(line: str) -> None:
     """On a machine without an accelerator too, but for those that say that they need one."""
     command, _, comment = line.partition("#")

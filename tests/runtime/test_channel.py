@@ -6,9 +6,10 @@ import asyncio
 import os
 import socket
 
+import pytest
 from tests.runtime.making import submission
 
-from ditcast_runtime.channel import RankChannel, Received, ServiceChannel
+from ditcast_runtime.channel import ChannelClosed, RankChannel, Received, ServiceChannel
 from ditcast_runtime.messages import Cancel, Command, Picture, Run
 from ditcast_runtime.pictures import Pictures, Pixels, read
 
@@ -64,3 +65,30 @@ async def test_what_was_never_sent_is_closed() -> None:
     theirs.close()
     await asyncio.sleep(0)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 (a count)
+
+
+NO_MESSAGES = {
+    "nothing": b"",
+    "another kind": b"\x81\xa4type\xa4None",
+    "text that is no UTF-8": b"\x82\xa4type\xa3\xff\xff\xff\xa5epoch\x01",
+    "what is nested too deeply": b"\x83\xa4type\xa5Alive\xa5epoch\x01\xa1x" + b"\x91" * 5_000,
+    "a pickle": b"\x80\x04\x95\x0a\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94.",
+}
+
+
+@pytest.mark.parametrize("payload", NO_MESSAGES.values(), ids=NO_MESSAGES)
+async def test_what_is_no_message_ends_the_channel_on_either_side(payload: bytes) -> None:
+    """Left open, the service would wait for a rank, and a rank for a service, that says nothing."""
+    frame = len(payload).to_bytes(4, "big") + payload
+    closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    ours, theirs = socket.socketpair()
+    ServiceChannel(ours, lambda *_: None, closed.set_result)
+    theirs.sendall(frame)
+    assert "no message" in await closed
+    theirs.close()
+    ours, theirs = socket.socketpair()
+    ours.sendall(frame)
+    with pytest.raises(ChannelClosed, match="no message"):
+        RankChannel(theirs).receive(10.0)
+    ours.close()
+    theirs.close()

@@ -204,7 +204,7 @@ class GroupMachine(RuleBasedStateMachine):
             self._script(rank, fake, fails=outcomes[rank])
 
     def _script(self, rank: int, fake: FakeRank, *, fails: bool) -> None:
-        about = {"epoch": self.epoch, "number": self.number}
+        about: Any = {"epoch": self.epoch, "number": self.number}
         reports: list[Report] = []
         if rank == 0:
             reports.append(Denoising(**about, sigmas=(1.0,), prepare_seconds=0.1))

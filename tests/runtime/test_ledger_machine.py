@@ -17,9 +17,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ditcast_runtime.accepted import Generation, Submission
 from ditcast_runtime.admission import raw_bytes
-from ditcast_runtime.config import EngineConfig
+from ditcast_runtime.config import ClientLimits, EngineConfig
 from ditcast_runtime.errors import (
     CannotMeetDeadline,
+    ClientLimitReached,
     DeadlineExceeded,
     GenerationCancelled,
     NanOutput,
@@ -36,6 +37,8 @@ from ditcast_runtime.messages import Denoising, Ended, Outcome, Step
 from ditcast_runtime.settings import CacheSettings
 
 MAX_BYTES = 4 * 64 * 64 * 3
+RUNNING = 3
+"""How many are let run at a time."""
 STEPS = 2
 STEP_SECONDS = 100.0
 """As it is reported; nothing here waits for it."""
@@ -43,6 +46,7 @@ STEP_SECONDS = 100.0
 priorities = st.sampled_from(Priority)
 sides = st.sampled_from([32, 64])
 limits = st.none() | st.sampled_from([100.0, 500.0, 10_000.0])
+clients = st.sampled_from(["ann", "bob"])
 indices = st.integers(0, 10**6)
 
 
@@ -100,9 +104,19 @@ class LedgerMachine(RuleBasedStateMachine):
         self.told_to_leave: Counter[str] = Counter()
         self.serial = 0
 
-    @initialize(capacity=st.integers(1, 5), max_overtakes=st.integers(0, 2))
-    def make(self, capacity: int, max_overtakes: int) -> None:
+    @initialize(
+        capacity=st.integers(1, 5),
+        max_overtakes=st.integers(0, 2),
+        client_limits=st.builds(
+            ClientLimits,
+            max_generations_per_client=st.integers(0, 4),
+            max_queued_per_client=st.integers(0, 3),
+            max_bytes_per_client=st.sampled_from([0, 64 * 64 * 3, MAX_BYTES // 2]),
+        ),
+    )
+    def make(self, capacity: int, max_overtakes: int, client_limits: ClientLimits) -> None:
         """Begin with nothing accepted."""
+        self.client_limits = client_limits
         config = EngineConfig(
             queue_capacity=capacity, max_overtakes=max_overtakes, max_bytes_in_flight=MAX_BYTES
         )
@@ -144,6 +158,11 @@ class LedgerMachine(RuleBasedStateMachine):
         """Those that wait, in order."""
         return list(self.ledger._admission)
 
+    def _running(self, index: int) -> Generation:
+        """Pick one of those that run."""
+        running = sorted(self.ledger.running, key=lambda generation: generation.serial)
+        return running[index % len(running)]
+
     def _known(self, generation: Generation) -> Known:
         return self.known[generation.request_id]
 
@@ -161,14 +180,14 @@ class LedgerMachine(RuleBasedStateMachine):
         return self.loop.run_until_complete(inside())
 
     @rule(
-        several=st.lists(st.tuples(priorities, sides, limits), min_size=1, max_size=4),
+        several=st.lists(st.tuples(priorities, sides, limits, clients), min_size=1, max_size=4),
     )
-    def submit(self, several: list[tuple[Priority, int, float | None]]) -> None:
+    def submit(self, several: list[tuple[Priority, int, float | None, str]]) -> None:
         """Each is accepted unless a bound says otherwise, and what is refused leaves no trace."""
         for each in several:
             self._submit(*each)
 
-    def _submit(self, priority: Priority, side: int, limit: float | None) -> None:
+    def _submit(self, priority: Priority, side: int, limit: float | None, client: str) -> None:
         self.serial += 1
         settled = parameters(side)
         submission = Submission(
@@ -179,7 +198,10 @@ class LedgerMachine(RuleBasedStateMachine):
             settle=lambda: (settled, ()),
             timeout=limit,
             priority=priority,
+            client=client,
+            limits=self.client_limits,
         )
+        reached = self._reached(client, raw_bytes(settled))
         full = len(self.waiting) >= self.capacity
         in_flight = self.ledger._admission.bytes_in_flight
         before = [generation.last_sequence for generation in self.waiting]
@@ -187,11 +209,17 @@ class LedgerMachine(RuleBasedStateMachine):
         answer = self._run(self._admit, submission)
         match answer:
             case Generation():
+                assert not reached
                 assert not full
                 assert not too_large
                 self.known[answer.request_id] = Known(answer)
                 return
+            case ClientLimitReached():
+                assert answer.limit == reached[0]
+                may_fit = answer.asked <= answer.bound
+                assert (answer.retry_after or timedelta(0)) > timedelta(0) or not may_fit
             case QueueFull():
+                assert not reached
                 assert full
                 assert answer.retry_after > timedelta(0)
             case TooManyBytes():
@@ -202,10 +230,26 @@ class LedgerMachine(RuleBasedStateMachine):
         assert [generation.last_sequence for generation in self.waiting] == before
         assert self.ledger.same(submission.request_id, "", b"content") is None
 
+    def _reached(self, client: str, size: int) -> list[str]:
+        """List the limits that one more of a client would pass."""
+        all_of_it = [known.generation for known in self.known.values() if not known.ended]
+        mine = [each for each in all_of_it if each.submission.client == client]
+        queued = [each for each in mine if each in self.waiting and each.state is State.QUEUED]
+        held_by_limit = {
+            "max_generations_per_client": len(mine) + 1,
+            "max_queued_per_client": len(queued) + 1,
+            "max_bytes_per_client": sum(raw_bytes(each.parameters) for each in mine) + size,
+        }
+        return [
+            name
+            for name, held in held_by_limit.items()
+            if held > (getattr(self.client_limits, name) or MAX_BYTES * 9)
+        ]
+
     def _admit(self, submission: Submission) -> Generation | RuntimeFailure:
         try:
             return self.ledger.admit(submission)
-        except (QueueFull, TooManyBytes, CannotMeetDeadline) as refusal:
+        except (ClientLimitReached, QueueFull, TooManyBytes, CannotMeetDeadline) as refusal:
             return refusal
 
     @precondition(lambda self: self.known)
@@ -222,10 +266,10 @@ class LedgerMachine(RuleBasedStateMachine):
         with pytest.raises(RequestIdReused):
             self.ledger.same(request_id, "", b"other content")
 
-    @precondition(lambda self: self.ledger.running is None)
+    @precondition(lambda self: len(self.ledger.running) < RUNNING)
     @rule()
     def take(self) -> None:
-        """The first in line starts."""
+        """The first in line starts, though others run."""
         order = self.waiting
         generation = self._run(self.ledger.take)
         assert generation is (order[0] if order else None)
@@ -239,26 +283,22 @@ class LedgerMachine(RuleBasedStateMachine):
             )
             generation.log.append(started)
 
-    @precondition(lambda self: self.ledger.running is not None)
-    @rule()
-    def lose_the_ranks(self) -> None:
-        """The one that runs waits again, at the front, unless it has ended meanwhile."""
-        running = self.ledger.running
-        assert running is not None
+    @precondition(lambda self: self.ledger.running)
+    @rule(index=indices)
+    def lose_the_ranks(self, index: int) -> None:
+        """One that runs waits again, at the front, unless it has ended meanwhile."""
+        running = self._running(index)
         if running.state.final:
-            self.ledger.running = None
+            self.ledger.release(running)
             return
-        running.state = State.RESTARTING
-        running.attempt += 1
-        self._run(self.ledger.put_back, running)
+        self._run(self.ledger.begin_again, running, 2, "the ranks were lost")
         assert self.waiting[0] is running
 
-    @precondition(lambda self: self.ledger.running is not None)
-    @rule()
-    def leave_the_ranks(self) -> None:
-        """All ranks are done with the one that runs; what it made is encoded next."""
-        running = self.ledger.running
-        assert running is not None
+    @precondition(lambda self: self.ledger.running)
+    @rule(index=indices)
+    def leave_the_ranks(self, index: int) -> None:
+        """All ranks are done with one that runs; what it made is encoded next."""
+        running = self._running(index)
         done = Denoising(epoch=1, number=1, sigmas=(), prepare_seconds=0.1)
         self._run(self.ledger.observe, running, done)
         for step in range(1, STEPS + 1):
@@ -284,7 +324,8 @@ class LedgerMachine(RuleBasedStateMachine):
             decode_seconds=0.1,
         )
         self._run(self.ledger.observe, running, ended)
-        self.ledger.running = None
+        self.ledger.release(running)
+        assert running not in self.ledger.running
         if not running.state.final:
             self.encoding.append(self._known(running))
 
@@ -320,18 +361,16 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         self._end(known, DeadlineExceeded(0))
 
-    @precondition(lambda self: self.ledger.running is not None)
-    @rule()
-    def fail(self) -> None:
-        """The ranks say that the one that runs has failed."""
-        running = self.ledger.running
-        assert running is not None
-        self._end(self._known(running), NanOutput("id"))
+    @precondition(lambda self: self.ledger.running)
+    @rule(index=indices)
+    def fail(self, index: int) -> None:
+        """The ranks say that one that runs has failed."""
+        self._end(self._known(self._running(index)), NanOutput("id"))
 
     @rule()
     def end_all(self) -> None:
         """The service drains: what waits and what runs ends."""
-        affected = self.waiting + ([self.ledger.running] if self.ledger.running else [])
+        affected = [*self.waiting, *self.ledger.running]
         failure = NotServing("DRAINING", timedelta(seconds=1))
         self._run(self.ledger.end_all, failure)
         for generation in affected:

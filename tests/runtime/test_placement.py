@@ -18,8 +18,8 @@ from ditcast_runtime.arguments import call_arguments
 from ditcast_runtime.config import STARTER_MODEL
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.generation import OutputOptions, Parameters
+from ditcast_runtime.launches import Launch, SharedFile
 from ditcast_runtime.loading import load
-from ditcast_runtime.messages import Launch
 from ditcast_runtime.pipeline import Pipeline
 from ditcast_runtime.placement import Placement, check_placement, loading_faults
 from ditcast_runtime.settings import (
@@ -48,8 +48,9 @@ def launch_with(settings: LoadingSettings) -> Launch:
     return Launch(
         epoch=1,
         rank=0,
+        local_rank=0,
         world_size=1,
-        store="",
+        store=SharedFile(path=""),
         stacks="",
         model=str(STARTER_MODEL),
         model_revision="",
@@ -59,6 +60,7 @@ def launch_with(settings: LoadingSettings) -> Launch:
         loading=settings,
         warm_up=(),
         threads=1,
+        prompt_cache_bytes=0,
         json_logs=True,
         log_level="error",
     )

@@ -141,6 +141,28 @@ def test_the_layout_of_latents_is_found_out(packed: str, dtype: torch.dtype) -> 
     assert torch.allclose(found, expected, atol=1e-5 if dtype is torch.float32 else 0.05)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "rows", "columns"),
+    [
+        (96, 64, slice(None), slice(None)),
+        (80, 80, slice(None), slice(2, 10)),
+        (96, 32, slice(2, 6), slice(None)),
+    ],
+    ids=["scaled", "cut at the sides", "cut above and below"],
+)
+def test_what_is_rendered_at_another_size_is_shown_as_it_will_be_cut(
+    width: int, height: int, rows: slice, columns: slice
+) -> None:
+    """Some pipelines choose the size, and give its middle; the latents alone tell."""
+    learned_from = torch.randn(1, 4, 6, 6)
+    layout = find_layout(learned_from, learned_from * 2, 48)
+    assert layout is not None
+    latents = torch.randn(1, 4, 8, 12)
+    found = layout.decoder_values(latents, width, height)
+    assert found is not None
+    assert torch.allclose(found, 2 * latents[:, :, rows, columns], atol=1e-5)
+
+
 def test_latents_that_the_decoder_does_not_get_have_no_layout() -> None:
     """What is not moved and scaled alone is not taken for it."""
     assert find_layout(torch.randn(1, 96, 16), torch.randn(1, 4, 16, 24), 128) is None

@@ -26,6 +26,7 @@ from ditcast_runtime.events import (
     Event,
     EventKind,
     OutputChunk,
+    PromptUse,
     Queued,
     RankMemory,
     RequestWarning,
@@ -36,6 +37,7 @@ from ditcast_runtime.events import (
     cache_report,
 )
 from ditcast_runtime.generation import OutputDigest, Parameters, Receipt, SeparateCfg, State
+from ditcast_runtime.ledger import Vitals
 from ditcast_runtime.messages import (
     Facts,
     ParameterFact,
@@ -157,6 +159,7 @@ def completed(parameters: Parameters, data: bytes) -> Completed:
     return Completed(
         receipt=receipt,
         timings=timings,
+        prompts=PromptUse(encoded=1),
         cache=cache_report([step(1, 2), step(2, 2)]),
         memory=(RankMemory(rank=0, peak_bytes=1, free_bytes=2),),
     )
@@ -242,6 +245,8 @@ class FakeEngine:
         self.configuration = CONFIGURATION
         self.initial_configuration = CONFIGURATION
         self.history = {CONFIGURATION.revision: CONFIGURATION}
+        self.vitals = Vitals(waiting=0, running=0, bytes_in_flight=0, readers=0)
+        self.serving_groups = (0,)
         self.writing = asyncio.Lock()
         self.between_generations = asyncio.Event()
         self.between_generations.set()
@@ -322,6 +327,8 @@ class FakeEngine:
         known = self.generations.get(request_id)
         if known is not None and known.digest != digest:
             raise RequestIdReused(request_id)
+        if known is None and not self.serving:
+            raise NotServing("LOADING", timedelta(seconds=3))
         return known
 
     def find(self, request_id: str, identity: str) -> FakeGeneration:  # noqa: ARG002

@@ -12,7 +12,7 @@ from ditcast_runtime.accepted import Generation, Submission
 from ditcast_runtime.config import Adapter, Configuration, EngineConfig
 from ditcast_runtime.events import Started
 from ditcast_runtime.generation import State
-from ditcast_runtime.ledger import Ledger
+from ditcast_runtime.ledger import Ledger, Vitals
 from ditcast_runtime.messages import Facts
 from ditcast_runtime.summary import Summary
 
@@ -41,8 +41,21 @@ class LedgerEngine:
         """What is loaded: nothing."""
         return ()
 
+    @property
+    def serving_groups(self) -> tuple[int, ...]:
+        """Those that serve: the only one."""
+        return (0,)
+
+    @property
+    def vitals(self) -> Vitals:
+        """How much there is of everything now."""
+        return self.ledger.vitals
+
     def submit(self, submission: Submission) -> Generation:
-        """Take a generation."""
+        """Take a generation, unless its id was taken while it was being settled."""
+        known = self.same(submission.request_id, submission.identity, submission.digest)
+        if known is not None:
+            return known
         self.submissions.append(submission)
         return self.ledger.admit(submission)
 
@@ -87,7 +100,7 @@ class LedgerEngine:
 
     def finish(self, generation: Generation, data: bytes = b"picture", size: int = 3) -> None:
         """Put out a picture and end it well."""
-        self.ledger.running = None
+        self.ledger.release(generation)
         for part in chunks(data, size):
             generation.log.append(part)
         generation.log.append(completed(generation.parameters, data))

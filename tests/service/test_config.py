@@ -46,6 +46,25 @@ def test_the_file_may_be_named_by_a_variable(tmp_path: Path) -> None:
     assert config.listen == ("127.0.0.1:0", "unix:/tmp/ditcast-test")
 
 
+def test_several_texts_are_given_alike_in_all_ways(tmp_path: Path) -> None:
+    """With commas or by repetition; only a list in the file may hold names with commas."""
+    several = ("127.0.0.1:1", f"unix:{tmp_path}/a")
+    text = ",".join(several)
+    file = tmp_path / "server.yaml"
+    for content in (f"listen: '{text}'\n", f"listen: {list(several)}\n"):
+        file.write_text(content)
+        assert load(["--config", str(file)], {}).listen == several
+    assert load(["--listen", text], {}).listen == several
+    assert load([f"--listen={several[0]}", "--listen", several[1]], {}).listen == several
+    assert load([], {"DITCAST_LISTEN": text}).listen == several
+    (tmp_path / "a,b").mkdir()
+    file.write_text(f"adapter_folder: ['{tmp_path}/a,b']\n")
+    assert load(["--config", str(file)], {}).adapter_folder == (f"{tmp_path}/a,b",)
+    assert (
+        "'b' is no folder" in refused(["--adapter-folder", f"{tmp_path}/a,b"])["--adapter-folder"]
+    )
+
+
 def test_every_unknown_name_is_an_error_with_the_nearest_known(tmp_path: Path) -> None:
     """A typo never means the default."""
     file = tmp_path / "server.yaml"
@@ -79,6 +98,8 @@ def test_every_unknown_name_is_an_error_with_the_nearest_known(tmp_path: Path) -
         ("--listen", "0.0.0.0:50051", "--insecure"),
         ("--listen", "[::]:50051", "--insecure"),
         ("--listen", "example.org:50051", "--insecure"),
+        ("--metrics-listen", "0.0.0.0:9464", "--insecure"),
+        ("--metrics-listen", "unix:/tmp/socket", "HOST:PORT"),
         ("--config", "/no/such/file", "cannot read"),
     ],
 )
@@ -108,6 +129,24 @@ def test_loopback_and_sockets_need_no_permission_and_others_do() -> None:
     for address in ("127.0.0.1:0", "[::1]:0", "localhost:0", "unix:/tmp/x"):
         assert load(["--listen", address], {}).listen == (address,)
     assert load(["--listen", "0.0.0.0:0", "--insecure"], {}).listen == ("0.0.0.0:0",)
+
+
+def test_ranks_of_others_attach_with_a_secret_and_by_a_socket(tmp_path: Path) -> None:
+    """What is missing of it is said; beyond this machine the address takes TLS or permission."""
+    secret = tmp_path / "secret"
+    secret.write_text("x" * 32)
+    unix = ("--control-listen", f"unix:{tmp_path}/ranks")
+    known = ("--control-secret", str(secret))
+    loaded = load([*unix, "--control-listen", "127.0.0.1:0", *known], {})
+    assert loaded.control_listen == (unix[1], "127.0.0.1:0")
+    wide = [*unix, "--control-listen", "10.0.0.1:50052", *known]
+    assert "without TLS" in refused(wide)["--control-listen"]
+    assert load([*wide, "--insecure"], {}).control_secret == secret
+    assert "unix:/path" in refused(["--control-listen", "127.0.0.1:0", *known])["--control-listen"]
+    assert "missing" in refused([*unix])["--control-secret"]
+    assert "missing" in refused([*known])["--control-listen"]
+    secret.write_text("x" * 31)
+    assert "less than 32 bytes" in refused([*unix, *known])["--control-secret"]
 
 
 def test_the_reference_file_is_served_on_two_ranks_only() -> None:

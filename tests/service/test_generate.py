@@ -78,6 +78,16 @@ async def test_the_id_is_made_and_stands_in_headers_and_events(served: Served) -
     assert {event.request_id for event in await events_of(call)} == {made}
 
 
+async def test_who_takes_nothing_new_says_so_before_any_headers(served: Served) -> None:
+    """Only then do proxies, and gRPC's own retries, try the next server."""
+    served.engine.serving = False
+    call = served.stub.Generate(pb.GenerateRequest(prompt="a circle"))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await events_of(call)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert tuple(await call.initial_metadata()) == ()
+
+
 async def test_validate_only_answers_started_alone(served: Served) -> None:
     """A validate_only stream is started alone, takes no id, and nothing is submitted."""
     call = served.stub.Generate(pb.GenerateRequest(prompt="a circle", validate_only=True))

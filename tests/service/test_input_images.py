@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -121,6 +122,47 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         + struct.pack(">I", zlib.crc32(b"IDAT" + bytes(4)))
     )
     assert "60000x60000, 3600000000 pixels; 4096 are allowed" in refusal(png)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Make a chunk of a PNG."""
+    sum_of_it = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + sum_of_it
+
+
+def webp(kind: bytes, data: bytes) -> bytes:
+    """Make a WebP of one chunk, and one small picture."""
+    body = b"WEBP" + kind + struct.pack("<I", len(data)) + data + file_of(halves(), "WEBP")[12:]
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+def test_what_lies_beside_the_pixels_cannot_unpack_without_end(kind: bytes) -> None:
+    """200 MiB of text, or of a colour profile, in 200 KiB: refused after the first of them."""
+    packed = zlib.compress(b"a" * (200 * 2**20), 9)
+    before = {b"zTXt": b"k\0\0", b"iCCP": b"k\0\0", b"iTXt": b"k\0\1\0\0\0"}[kind]
+    png = file_of(halves())
+    header = 8 + 25  # The signature and IHDR.
+    bomb = png[:header] + chunk(kind, before + packed) + png[header:]
+    tracemalloc.start()
+    assert "cannot be decoded" in refusal(bomb)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20 * 2**20
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        webp(b"VP8X", bytes(4) + b"\xff\xff\x00" * 2),
+        webp(b"VP8X", b"\x02\0\0\0" + b"\xff\xff\x00" * 2),
+        b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01\xff\xd9",
+    ],
+    ids=["WebP", "animated WebP", "JPEG"],
+)
+def test_headers_that_promise_more_than_is_allowed_are_refused(data: bytes) -> None:
+    """65,536 pixels a side, in a file of some bytes: whoever reads the header first, refuses."""
+    assert refusal(data)
 
 
 def test_the_limit_counts_pixels() -> None:

@@ -306,6 +306,14 @@ WRONG_CALLERS = {
     "callers: [{name: a, scopes: [admin]}]": "--callers (callers[0])",
     "callers: [{nane: a, certificate: b, scopes: [admin]}]": "--callers (callers[0].nane)",
     "callers: [{name: a, token_sha256: 1, scopes: [admin]}]": "--callers (callers[0].token_sha256)",
+    "callers: [{name: a, certificate: b, scopes: [admin], max_queued_per_client: many}]": (
+        "--callers (callers[0].max_queued_per_client)"
+    ),
+    "callers: [{name: a, certificate: b, scopes: [admin], max_queued_per_client: -1}]": (
+        "--callers (callers[0].max_queued_per_client)"
+    ),
+    "callers: [{name: a, certificate: b, scopes: [admin], max_queued_per_client: 1}, "
+    "{name: a, certificate: c, scopes: [admin], max_queued_per_client: 2}]": "--callers (callers)",
     "callers: [{name: a, certificate: b, scopes: [admin]}, "
     "{name: c, certificate: b, scopes: [admin]}]": "--callers (callers)",
     "callers: [{name: a, certificate: b, scopes: [admin]}, "

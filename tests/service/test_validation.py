@@ -164,6 +164,18 @@ REFUSED = [
         "leave it unset",
     ),
     (asking(priority=9), "priority", "knows no priority 9"),
+    # What there is nothing to compare of.
+    (asking(shadow_comparison=True), "shadow_comparison", "nothing is cached"),
+    (
+        asking(shadow_comparison=True, cache=cache_pb.CacheConfig(disabled=cache_pb.Disabled())),
+        "shadow_comparison",
+        "nothing is cached",
+    ),
+    (
+        asking(shadow_comparison=True, output={"format": 6}, cache=db_cache(fn_compute_blocks=1)),
+        "shadow_comparison",
+        "latents",
+    ),
 ]
 
 

@@ -683,7 +683,8 @@ type Configuration struct {
 	// reload.
 	Quantize *QuantizeConfig `protobuf:"bytes,4,opt,name=quantize,proto3" json:"quantize,omitempty"`
 	// Attention implementation, a name that diffusers or cache-dit registers, for
-	// instance "native", "flash", "sage". Unset: the pipeline's own choice.
+	// instance "native", "flash", "sage". Tried before it is used: one that does not
+	// run where the ranks are is refused. Unset: the pipeline's own choice.
 	AttentionBackend *string `protobuf:"bytes,5,opt,name=attention_backend,json=attentionBackend,proto3,oneof" json:"attention_backend,omitempty"`
 	// Values for what requests leave unset. Unset: the pipeline's own defaults.
 	Defaults *GenerationDefaults `protobuf:"bytes,6,opt,name=defaults,proto3" json:"defaults,omitempty"`
@@ -996,6 +997,10 @@ func (x *GenerationDefaults) GetFps() float64 {
 
 // Caching of transformer blocks between steps. Exactly one method must be set; a
 // message without one is refused (INVALID_ARGUMENT).
+//
+// In a pipeline with several transformers, or several lists of blocks, each has a
+// cache of its own under these settings, with its own first steps, counts and
+// bounds; a mask counts the steps of the generation for all of them.
 type CacheConfig struct {
 	state         protoimpl.MessageState
 	sizeCache     protoimpl.SizeCache
@@ -1211,10 +1216,11 @@ type DBCache struct {
 	// `fn_compute_blocks`. Unset: 0.
 	BnComputeBlocks *int32 `protobuf:"varint,2,opt,name=bn_compute_blocks,json=bnComputeBlocks,proto3,oneof" json:"bn_compute_blocks,omitempty"`
 	// Relative L1 difference of the residual, from 0, below which a step is
-	// reused. Higher is faster and less exact; 0 never reuses. Unset: 0.08.
+	// reused. Higher is faster and less exact; 0 never reuses, and from 1 on steps
+	// are reused without being measured. Unset: 0.08.
 	ResidualDiffThreshold *float64 `protobuf:"fixed64,3,opt,name=residual_diff_threshold,json=residualDiffThreshold,proto3,oneof" json:"residual_diff_threshold,omitempty"`
-	// Sum of the differences since the last computed step, over 0, from which a
-	// step is computed whatever its own difference. Unset: no bound.
+	// Sum of the differences measured in a generation, over 0, from which all its
+	// further steps are computed. Unset: no bound.
 	MaxAccumulatedResidualDiffThreshold *float64 `protobuf:"fixed64,4,opt,name=max_accumulated_residual_diff_threshold,json=maxAccumulatedResidualDiffThreshold,proto3,oneof" json:"max_accumulated_residual_diff_threshold,omitempty"`
 	// Number of first steps that are not cached, from 0. Unset: 8.
 	MaxWarmupSteps *int32 `protobuf:"varint,5,opt,name=max_warmup_steps,json=maxWarmupSteps,proto3,oneof" json:"max_warmup_steps,omitempty"`
@@ -1249,8 +1255,8 @@ type DBCache struct {
 	StepsComputationMaskPolicy *StepsComputationMaskPolicy `protobuf:"varint,14,opt,name=steps_computation_mask_policy,json=stepsComputationMaskPolicy,proto3,enum=ditcast.v1.StepsComputationMaskPolicy,oneof" json:"steps_computation_mask_policy,omitempty"`
 	// What happens at a step whose mask entry is 0. Unset: dynamic.
 	StepsComputationPolicy *StepsComputationPolicy `protobuf:"varint,15,opt,name=steps_computation_policy,json=stepsComputationPolicy,proto3,enum=ditcast.v1.StepsComputationPolicy,oneof" json:"steps_computation_policy,omitempty"`
-	// Transformer call, from 1, after which the cache starts afresh.
-	// Unset: never.
+	// Transformer call, from 1, after which the cache starts afresh. Even where a
+	// request makes two calls a step. Unset: never.
 	ForceRefreshStepHint *int32 `protobuf:"varint,16,opt,name=force_refresh_step_hint,json=forceRefreshStepHint,proto3,oneof" json:"force_refresh_step_hint,omitempty"`
 	// Whether `force_refresh_step_hint` works once or again and again. Unset: once.
 	ForceRefreshStepPolicy *ForceRefreshStepPolicy `protobuf:"varint,17,opt,name=force_refresh_step_policy,json=forceRefreshStepPolicy,proto3,enum=ditcast.v1.ForceRefreshStepPolicy,oneof" json:"force_refresh_step_policy,omitempty"`
@@ -1420,8 +1426,9 @@ type DBPrune struct {
 	// Blocks at the end that are always computed, 0 to the number of blocks less
 	// `fn_compute_blocks`. Unset: 0.
 	BnComputeBlocks *int32 `protobuf:"varint,2,opt,name=bn_compute_blocks,json=bnComputeBlocks,proto3,oneof" json:"bn_compute_blocks,omitempty"`
-	// Relative L1 difference of a block's residual, from 0, below which the block
-	// is skipped. Higher is faster and less exact; 0 never skips. Unset: 0.08.
+	// Relative L1 difference of a block's input, from 0, below which the block is
+	// skipped. Higher is faster and less exact; 0 never skips, and from 1 on blocks
+	// are skipped without being measured. Unset: 0.08.
 	ResidualDiffThreshold *float64 `protobuf:"fixed64,3,opt,name=residual_diff_threshold,json=residualDiffThreshold,proto3,oneof" json:"residual_diff_threshold,omitempty"`
 	// Part of cache-dit's format; pruning keeps no such sum, and a value is refused.
 	// Unset: no bound.
@@ -1459,8 +1466,8 @@ type DBPrune struct {
 	StepsComputationMaskPolicy *StepsComputationMaskPolicy `protobuf:"varint,14,opt,name=steps_computation_mask_policy,json=stepsComputationMaskPolicy,proto3,enum=ditcast.v1.StepsComputationMaskPolicy,oneof" json:"steps_computation_mask_policy,omitempty"`
 	// What happens at a step whose mask entry is 0. Unset: dynamic.
 	StepsComputationPolicy *StepsComputationPolicy `protobuf:"varint,15,opt,name=steps_computation_policy,json=stepsComputationPolicy,proto3,enum=ditcast.v1.StepsComputationPolicy,oneof" json:"steps_computation_policy,omitempty"`
-	// Transformer call, from 1, after which the cache starts afresh.
-	// Unset: never.
+	// Transformer call, from 1, after which the cache starts afresh. Even where a
+	// request makes two calls a step. Unset: never.
 	ForceRefreshStepHint *int32 `protobuf:"varint,16,opt,name=force_refresh_step_hint,json=forceRefreshStepHint,proto3,oneof" json:"force_refresh_step_hint,omitempty"`
 	// Whether `force_refresh_step_hint` works once or again and again. Unset: once.
 	ForceRefreshStepPolicy *ForceRefreshStepPolicy `protobuf:"varint,17,opt,name=force_refresh_step_policy,json=forceRefreshStepPolicy,proto3,enum=ditcast.v1.ForceRefreshStepPolicy,oneof" json:"force_refresh_step_policy,omitempty"`
@@ -1924,7 +1931,8 @@ type ParallelismConfig struct {
 	// Whether a ring accumulates in 32-bit floats. Unset: true.
 	RingConvertToFp32 *bool `protobuf:"varint,10,opt,name=ring_convert_to_fp32,json=ringConvertToFp32,proto3,oneof" json:"ring_convert_to_fp32,omitempty"`
 	// Other components that are split too, by their names in the pipeline, for
-	// instance "text_encoder" and "vae". Empty: the transformer alone.
+	// instance "text_encoder", "vae" and "controlnet" (not with tensor parallelism).
+	// Empty: the transformer alone.
 	ExtraParallelModules []string `protobuf:"bytes,11,rep,name=extra_parallel_modules,json=extraParallelModules,proto3" json:"extra_parallel_modules,omitempty"`
 	// Options that only the split of one kind of model knows: scalars, passed on as
 	// they are. Unset: none.
@@ -2047,7 +2055,8 @@ func (x *ParallelismConfig) GetExtraParallelKwargs() *structpb.Struct {
 	return nil
 }
 
-// How weights are quantised at load. Every change here needs a reload. Functions
+// How weights are quantised at load. Every kind needs a CUDA device, and all but
+// "svdq_..." need torchao. Every change here needs a reload. Functions
 // that cache-dit takes (`filter_fn`, `calibrate_fn`) have no place on the wire.
 type QuantizeConfig struct {
 	state         protoimpl.MessageState

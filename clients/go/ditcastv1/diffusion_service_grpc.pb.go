@@ -28,10 +28,10 @@ type DiffusionServiceClient interface {
 	// INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
 	// any rank is touched. ALREADY_EXISTS: `request_id` was used with other
 	// content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-	// RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
-	// RetryInfo, from what generations were measured to take), the device has not
-	// enough memory for this request (without), or the reader took nothing for too
-	// long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
+	// RESOURCE_EXHAUSTED: the queue is full, too many bytes are in flight or the
+	// client has as much as one may (with RetryInfo, from what generations were
+	// measured to take), the device has not enough memory for this request (without),
+	// or the reader took nothing for too long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
 	// were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
 	// limit or a cancel; the RPC ends at once, the ranks are free at the next
 	// step. INTERNAL: a fault of the server, with an id that stands in its log.
@@ -88,6 +88,23 @@ type DiffusionServiceClient interface {
 	UnloadAdapter(ctx context.Context, in *UnloadAdapterRequest, opts ...grpc.CallOption) (*UnloadAdapterResponse, error)
 	// ListAdapters lists the adapters that are loaded, and the files that could be.
 	ListAdapters(ctx context.Context, in *ListAdaptersRequest, opts ...grpc.CallOption) (*ListAdaptersResponse, error)
+	// Tune measures cache settings on the caller's own prompts, against the same
+	// pictures without a cache, and recommends the fastest that are near enough.
+	//
+	// It is a series of ordinary generations of the caller's, one at a time, each
+	// in its turn and within the caller's limits; their results are not kept. It
+	// changes nothing: Configure puts what it recommends into force. When the
+	// caller leaves, or its deadline passes, it ends at the next step. The server
+	// runs one Tune at a time.
+	//
+	// The stream ends with `completed` and OK, or with another status. As of
+	// Generate, and: INVALID_ARGUMENT names every wrong field of the request, of
+	// each prompt and of each candidate at once, before any rank is touched.
+	// RESOURCE_EXHAUSTED, reason TUNE_RUNNING: another one runs (with RetryInfo). A
+	// full queue refuses the first generation alone; the later ones wait and try
+	// again. ABORTED, reason CONFIGURATION_CHANGED: pictures of two revisions
+	// cannot be compared.
+	Tune(ctx context.Context, in *TuneRequest, opts ...grpc.CallOption) (DiffusionService_TuneClient, error)
 }
 
 type diffusionServiceClient struct {
@@ -234,6 +251,38 @@ func (c *diffusionServiceClient) ListAdapters(ctx context.Context, in *ListAdapt
 	return out, nil
 }
 
+func (c *diffusionServiceClient) Tune(ctx context.Context, in *TuneRequest, opts ...grpc.CallOption) (DiffusionService_TuneClient, error) {
+	stream, err := c.cc.NewStream(ctx, &_DiffusionService_serviceDesc.Streams[2], "/ditcast.v1.DiffusionService/Tune", opts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &diffusionServiceTuneClient{stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+type DiffusionService_TuneClient interface {
+	Recv() (*TuneResponse, error)
+	grpc.ClientStream
+}
+
+type diffusionServiceTuneClient struct {
+	grpc.ClientStream
+}
+
+func (x *diffusionServiceTuneClient) Recv() (*TuneResponse, error) {
+	m := new(TuneResponse)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
 // DiffusionServiceServer is the server API for DiffusionService service.
 // All implementations must embed UnimplementedDiffusionServiceServer
 // for forward compatibility
@@ -249,10 +298,10 @@ type DiffusionServiceServer interface {
 	// INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
 	// any rank is touched. ALREADY_EXISTS: `request_id` was used with other
 	// content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-	// RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
-	// RetryInfo, from what generations were measured to take), the device has not
-	// enough memory for this request (without), or the reader took nothing for too
-	// long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
+	// RESOURCE_EXHAUSTED: the queue is full, too many bytes are in flight or the
+	// client has as much as one may (with RetryInfo, from what generations were
+	// measured to take), the device has not enough memory for this request (without),
+	// or the reader took nothing for too long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
 	// were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
 	// limit or a cancel; the RPC ends at once, the ranks are free at the next
 	// step. INTERNAL: a fault of the server, with an id that stands in its log.
@@ -309,6 +358,23 @@ type DiffusionServiceServer interface {
 	UnloadAdapter(context.Context, *UnloadAdapterRequest) (*UnloadAdapterResponse, error)
 	// ListAdapters lists the adapters that are loaded, and the files that could be.
 	ListAdapters(context.Context, *ListAdaptersRequest) (*ListAdaptersResponse, error)
+	// Tune measures cache settings on the caller's own prompts, against the same
+	// pictures without a cache, and recommends the fastest that are near enough.
+	//
+	// It is a series of ordinary generations of the caller's, one at a time, each
+	// in its turn and within the caller's limits; their results are not kept. It
+	// changes nothing: Configure puts what it recommends into force. When the
+	// caller leaves, or its deadline passes, it ends at the next step. The server
+	// runs one Tune at a time.
+	//
+	// The stream ends with `completed` and OK, or with another status. As of
+	// Generate, and: INVALID_ARGUMENT names every wrong field of the request, of
+	// each prompt and of each candidate at once, before any rank is touched.
+	// RESOURCE_EXHAUSTED, reason TUNE_RUNNING: another one runs (with RetryInfo). A
+	// full queue refuses the first generation alone; the later ones wait and try
+	// again. ABORTED, reason CONFIGURATION_CHANGED: pictures of two revisions
+	// cannot be compared.
+	Tune(*TuneRequest, DiffusionService_TuneServer) error
 	mustEmbedUnimplementedDiffusionServiceServer()
 }
 
@@ -345,6 +411,9 @@ func (UnimplementedDiffusionServiceServer) UnloadAdapter(context.Context, *Unloa
 }
 func (UnimplementedDiffusionServiceServer) ListAdapters(context.Context, *ListAdaptersRequest) (*ListAdaptersResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method ListAdapters not implemented")
+}
+func (UnimplementedDiffusionServiceServer) Tune(*TuneRequest, DiffusionService_TuneServer) error {
+	return status.Errorf(codes.Unimplemented, "method Tune not implemented")
 }
 func (UnimplementedDiffusionServiceServer) mustEmbedUnimplementedDiffusionServiceServer() {}
 
@@ -545,6 +614,27 @@ func _DiffusionService_ListAdapters_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DiffusionService_Tune_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(TuneRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DiffusionServiceServer).Tune(m, &diffusionServiceTuneServer{stream})
+}
+
+type DiffusionService_TuneServer interface {
+	Send(*TuneResponse) error
+	grpc.ServerStream
+}
+
+type diffusionServiceTuneServer struct {
+	grpc.ServerStream
+}
+
+func (x *diffusionServiceTuneServer) Send(m *TuneResponse) error {
+	return x.ServerStream.SendMsg(m)
+}
+
 var _DiffusionService_serviceDesc = grpc.ServiceDesc{
 	ServiceName: "ditcast.v1.DiffusionService",
 	HandlerType: (*DiffusionServiceServer)(nil),
@@ -591,6 +681,11 @@ var _DiffusionService_serviceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchGeneration",
 			Handler:       _DiffusionService_WatchGeneration_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Tune",
+			Handler:       _DiffusionService_Tune_Handler,
 			ServerStreams: true,
 		},
 	},

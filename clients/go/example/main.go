@@ -40,10 +40,10 @@ func run(address, prompt, file string) error {
 	seed := uint64(42)
 	generation := ditcast.New(connection).Generate(&pb.GenerateRequest{Prompt: prompt, Seed: &seed})
 
-	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
+	interrupts := make(chan os.Signal, 1)
+	signal.Notify(interrupts, os.Interrupt)
 	go func() {
-		<-interrupted.Done()
+		<-interrupts
 		generation.Cancel(context.Background())
 	}()
 	result, err := generation.Result(context.Background(), show)
@@ -51,7 +51,7 @@ func run(address, prompt, file string) error {
 		return err
 	}
 	fmt.Printf("%s: %s, seed %d, %d steps cached\n", file, result.Outputs[0].MediaType,
-		result.Completed.Receipt.Parameters.Seed, len(result.Completed.Cache.CachedSteps))
+		result.Completed.GetReceipt().GetParameters().GetSeed(), len(result.Completed.GetCache().GetCachedSteps()))
 	return os.WriteFile(file, result.Outputs[0].Data, 0o644)
 }
 

@@ -1,4 +1,4 @@
-"""How a client shows who it is: a token in the metadata of each call, certificates for TLS."""
+"""What goes along with each call: who the client is, its trace, and the way to a generation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Final, TypeVar
 
 import grpc
 
+from ditcast_client import tracing
+from ditcast_client.routes import Routes
+
 Token = str | Callable[[], str]
 """A token, or what gives it anew for each call."""
 
 _KEY: Final = "authorization"
 
-_Call = TypeVar("_Call")
+_Call = TypeVar("_Call", bound=grpc.aio.Call)
 
 
 class TokenFile:
@@ -51,19 +54,28 @@ def tls(
     )
 
 
-def authorize(stub: object, token: Token) -> None:
-    """Have each call of a stub carry the token.
+def accompany(stub: object, token: Token | None, routes: Routes) -> None:
+    """Have each call of a stub carry the token and the route, if any, and the program's trace.
 
     Not by interceptors: gRPC's wrap each call in one of another kind, and a token that came with
     the channel's credentials would not go where there is no TLS, such as beside a mesh's proxy.
     """
     for name, call in tuple(vars(stub).items()):
-        setattr(stub, name, _with_token(call, token))
+        setattr(stub, name, _accompanied(name, call, token, routes))
 
 
-def _with_token(call: Callable[..., _Call], token: Token) -> Callable[..., _Call]:
+def _accompanied(
+    name: str, call: Callable[..., _Call], token: Token | None, routes: Routes
+) -> Callable[..., _Call]:
     def made(request: object, **options: object) -> _Call:
-        value = token() if callable(token) else token
-        return call(request, metadata=((_KEY, f"Bearer {value}"),), **options)
+        metadata = routes.metadata(request)
+        if token is not None:
+            metadata += ((_KEY, f"Bearer {token() if callable(token) else token}"),)
+        span = tracing.begin(name)
+        if span is None:
+            return call(request, metadata=metadata, **options)
+        begun = call(request, metadata=metadata + span.metadata, **options)
+        span.end_with(begun)
+        return begun
 
     return made

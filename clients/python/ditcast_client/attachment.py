@@ -36,6 +36,7 @@ from ditcast_client.errors import (
     Unavailable,
     from_rpc_error,
 )
+from ditcast_client.routes import Routes
 
 if TYPE_CHECKING:
     from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceAsyncStub
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 
 _NEVER_ANSWERED_SECONDS: Final = 1.0
 """How long to try where the server has not answered once: it is likely not there at all."""
+
+_END_SECONDS: Final = 1.0
+"""How long to wait for the end of a call that has said all; it takes one way from the server."""
 
 _log = logging.getLogger("ditcast_client")
 
@@ -79,6 +83,7 @@ class Attachment:
         self,
         stub: DiffusionServiceAsyncStub,
         request_id: str,
+        routes: Routes,
         patience: Patience,
         *,
         request: GenerateRequest | None = None,
@@ -89,6 +94,7 @@ class Attachment:
         Args:
             stub: The server.
             request_id: The generation's id.
+            routes: Where to keep which server has it.
             patience: How long to come back.
             request: What to generate; None: watch what somebody else asked for.
             after_sequence: The last event that is known already.
@@ -96,6 +102,7 @@ class Attachment:
         self.request_id = request_id
         self.after_sequence = after_sequence
         self._stub = stub
+        self._routes = routes
         self._patience = patience
         self._request = request
         self._call: _Call | None = None
@@ -119,17 +126,29 @@ class Attachment:
         self._call = self._watch() if self._request is None else self._generate(self._request)
         while not self._dropped.is_set():
             try:
+                # Servers send headers at once, before the first event.
+                self._routes.learn(self.request_id, await self._call.initial_metadata())
                 async for response in self._call:
                     if self._is_new(response.event):
                         yield response.event
                     if response.event.HasField("completed"):
-                        return  # However the stream ends: everything is there.
+                        await self._see_off()
+                        return
             except grpc.aio.AioRpcError as err:
                 lost = await self._come_back(from_rpc_error(err))
                 if lost is not None:
                     yield lost
             else:
                 return
+
+    async def _see_off(self) -> None:
+        """Let the call end by itself: dropped, it would be a cancelled one to proxies and traces.
+
+        However it ends, and if it does not: everything is there.
+        """
+        if self._call is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._call.code(), _END_SECONDS)
 
     def drop(self) -> None:
         """End `events` wherever it waits."""

@@ -26,6 +26,7 @@ from ditcast.v1.diffusion_service_pb2 import (
     ConfigureResponse,
     GenerateRequest,
     ListAdaptersResponse,
+    TuneRequest,
 )
 from ditcast.v1.generation_pb2 import (
     GenerationEvent,
@@ -33,6 +34,7 @@ from ditcast.v1.generation_pb2 import (
     GenerationSummary,
     Receipt,
 )
+from ditcast.v1.tuning_pb2 import TuneEvent
 from ditcast_client.access import Token
 from ditcast_client.client import CONFIGURE_TIMEOUT, Client
 from ditcast_client.fields import GenerateFields
@@ -214,6 +216,15 @@ class BlockingClient:
         """Remove an adapter from all ranks; see `Client.unload_adapter`."""
         self._loop.run(self._client.unload_adapter(name, timeout=timeout))
 
+    def tune(self, request: TuneRequest) -> Iterator[TuneEvent]:
+        """Have cache settings measured; see `Client.tune`."""
+        events = self._client.tune(request)
+        try:
+            while (event := self._loop.run(_next(events))) is not None:
+                yield event
+        finally:
+            self._loop.run(events.aclose())
+
     def close(self) -> None:
         """Leave what still runs, close the channel and end the thread."""
         self._loop.run(self._client.close())
@@ -231,7 +242,7 @@ class BlockingClient:
         self.close()
 
 
-async def _next(events: AsyncIterator[GenerationEvent]) -> GenerationEvent | None:
+async def _next(events: AsyncIterator[_Value]) -> _Value | None:
     return await anext(events, None)
 
 

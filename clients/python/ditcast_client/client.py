@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Sequence,
+)
 from datetime import timedelta
 from functools import cached_property
 from types import TracebackType
@@ -27,16 +34,19 @@ from ditcast.v1.diffusion_service_pb2 import (
     ListAdaptersResponse,
     ListGenerationsRequest,
     LoadAdapterRequest,
+    TuneRequest,
     UnloadAdapterRequest,
 )
 from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
 from ditcast.v1.generation_pb2 import DisconnectPolicy, GenerationState, GenerationSummary, Receipt
-from ditcast_client.access import Token, authorize
+from ditcast.v1.tuning_pb2 import TuneEvent
+from ditcast_client.access import Token, accompany
 from ditcast_client.attachment import Attachment, Patience
 from ditcast_client.errors import from_rpc_error
 from ditcast_client.fields import GenerateFields, request_from
 from ditcast_client.generation import Generation
 from ditcast_client.replaying import Replay, replay
+from ditcast_client.routes import Routes
 
 if TYPE_CHECKING:
     from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceAsyncStub
@@ -89,6 +99,7 @@ class Client:
         self._token = token
         self._timeout_seconds = timeout.total_seconds()
         self._patience = Patience(limit=reattach.total_seconds())
+        self._routes = Routes()
         self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
 
     def generate(
@@ -107,6 +118,7 @@ class Client:
         attachment = Attachment(
             self._stub,
             prepared.request_id,
+            self._routes,
             # What runs nothing has nothing to come back to.
             Patience(limit=0) if validate_only else self._patience,
             request=prepared,
@@ -130,7 +142,7 @@ class Client:
             after_sequence: The last event that is known already; its events begin after it.
         """
         attachment = Attachment(
-            self._stub, request_id, self._patience, after_sequence=after_sequence
+            self._stub, request_id, self._routes, self._patience, after_sequence=after_sequence
         )
         generation = Generation(self._stub, attachment, cancel_on_leave=False)
         self._generations.add(generation)
@@ -264,6 +276,27 @@ class Client:
         request = UnloadAdapterRequest(name=name)
         await self._unary(self._stub.UnloadAdapter, request, timeout.total_seconds())
 
+    async def tune(self, request: TuneRequest) -> AsyncGenerator[TuneEvent]:
+        """Have cache settings measured on one's own prompts; see Tune in the contract.
+
+        Leaving the loop ends it at the next step, as soon as Python lets go of it or `aclose` is
+        called. A connection that breaks ends it too: what was found so far is in its events.
+
+        Raises:
+            InvalidArgument: Fields that cannot be, all at once.
+            FailedPrecondition: The loaded pipeline cannot do it.
+            ResourceExhausted: The queue is full, or another Tune runs.
+            Aborted: The configuration was changed meanwhile.
+        """
+        call = self._stub.Tune(request)
+        try:
+            async for response in call:
+                yield response.event
+        except grpc.aio.AioRpcError as err:
+            raise from_rpc_error(err) from err
+        finally:
+            call.cancel()
+
     async def close(self) -> None:
         """Leave what still runs and close the channel."""
         for generation in tuple(self._generations):
@@ -291,8 +324,7 @@ class Client:
     @cached_property
     def _stub(self) -> DiffusionServiceAsyncStub:
         stub = DiffusionServiceStub(self._channel)
-        if self._token is not None:
-            authorize(stub, self._token)
+        accompany(stub, self._token, self._routes)
         return stub
 
     async def _unary(

@@ -20,7 +20,7 @@ CANCELLED: Final = 130
 
 MEANINGS: Final[Mapping[int, str]] = {
     DONE: "done",
-    FAILED: "failed: a fault of the server, or what arrived is not what was made",
+    FAILED: "failed: a fault of the server, damaged outputs, or no candidate that tune could take",
     REFUSED: "refused: bad usage, or a request that this server does not take",
     UNAVAILABLE: "unavailable: no server there, loading, draining, or its queue is full",
     TIMED_OUT: "a time limit ran out",

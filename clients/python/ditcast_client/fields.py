@@ -48,6 +48,7 @@ class GenerateFields(TypedDict, total=False):
     on_disconnect: DisconnectPolicy.ValueType
     reattach_window: Duration | timedelta
     validate_only: bool
+    shadow_comparison: bool
 
 
 def request_from(fields: GenerateFields) -> GenerateRequest:

@@ -8,7 +8,12 @@ from typing import TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
 
-from ditcast.v1.generation_pb2 import CacheReport, Timings, TransformerCacheReport
+from ditcast.v1.generation_pb2 import (
+    CacheReport,
+    ShadowComparison,
+    Timings,
+    TransformerCacheReport,
+)
 from ditcast_client.result import Result
 from ditcast_client.units import bytes_text, duration_text, seconds_text
 
@@ -21,6 +26,8 @@ def rows(result: Result) -> Iterator[Row]:
     yield from _steps(result.cache)
     yield "time", _total(result.timings)
     yield "", _stages(result.timings)
+    if result.shadow is not None:
+        yield from _shadow(result.shadow)
     for memory in result.memory:
         peak, free = bytes_text(memory.peak_bytes), bytes_text(memory.free_bytes)
         yield "memory", f"rank {memory.rank}: {peak} at most, {free} free"
@@ -65,7 +72,17 @@ def _stages(timings: Timings) -> str:
         f"decode {duration_text(timings.decode)}",
         f"encode {duration_text(timings.encode)}",
     )
-    return ", ".join(stages)
+    shadow = f", shadow {duration_text(timings.shadow)}" if _time(timings.shadow) else ""
+    return ", ".join(stages) + shadow
+
+
+def _shadow(shadow: ShadowComparison) -> Iterator[Row]:
+    """Say how near the outputs are to those without a cache, and what the cache saved."""
+    speed = 1 / shadow.time_ratio if shadow.time_ratio else 0
+    uncached = duration_text(shadow.uncached_denoise)
+    yield "uncached", f"denoise {uncached}; with the cache {speed:.2f} times as fast"
+    for found in shadow.outputs:
+        yield "", f"output {found.output_index} is at {found.psnr:.1f} dB, SSIM {found.ssim:.4f}"
 
 
 def _time(duration: Duration) -> timedelta:

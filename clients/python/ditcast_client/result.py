@@ -11,6 +11,7 @@ from ditcast.v1.generation_pb2 import (
     GenerationEvent,
     RankMemory,
     Receipt,
+    ShadowComparison,
     Started,
     Timings,
 )
@@ -35,6 +36,8 @@ class Result:
     """Which steps were computed, cached and pruned."""
     memory: Sequence[RankMemory]
     """One entry a rank."""
+    shadow: ShadowComparison | None = None
+    """How the outputs compare to those without a cache. None: not asked for, or not made."""
 
     @property
     def seed(self) -> int:
@@ -97,4 +100,5 @@ class EventRecord:
             timings=completed.timings,
             cache=completed.cache,
             memory=tuple(completed.memory),
+            shadow=completed.shadow if completed.HasField("shadow") else None,
         )

@@ -25,7 +25,7 @@ class View(AbstractContextManager["View"], Protocol):
         """Show the result, and where its outputs lie."""
 
 
-class _NoFrame:
+class NoFrame:
     """Views that write line by line have nothing to set up and nothing to clear away."""
 
     def __enter__(self) -> Self:
@@ -40,7 +40,7 @@ class _NoFrame:
         return None
 
 
-class PlainView(_NoFrame):
+class PlainView(NoFrame):
     """A line for each event, then the summary."""
 
     def show(self, event: GenerationEvent) -> None:
@@ -56,7 +56,7 @@ class PlainView(_NoFrame):
             print(f"{label:<{width}}  {text}")
 
 
-class JsonView(_NoFrame):
+class JsonView(NoFrame):
     """A line of protobuf JSON for each event, and nothing else on the standard output."""
 
     def show(self, event: GenerationEvent) -> None:

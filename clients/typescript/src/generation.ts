@@ -2,7 +2,7 @@
 
 import { create } from "@bufbuild/protobuf";
 import { timestampNow } from "@bufbuild/protobuf/wkt";
-import { type Client, Code } from "@connectrpc/connect";
+import { type CallOptions, type Client, Code } from "@connectrpc/connect";
 
 import type { DiffusionService, GenerateRequest } from "../gen/ditcast/v1/diffusion_service_pb.js";
 import {
@@ -14,6 +14,12 @@ import {
 } from "../gen/ditcast/v1/generation_pb.js";
 import { DitcastError } from "./errors.js";
 import { type Output, OutputAssembly } from "./outputs.js";
+
+/** How long to wait for the end of a call that has said all. */
+const END_MS = 1000;
+
+/** The header by which a proxy before several servers finds the one that has a generation. */
+const ROUTE = "ditcast-route";
 
 /** What is left of a generation in the end. */
 export interface Result {
@@ -45,7 +51,8 @@ export class Generation implements AsyncIterable<GenerationEvent> {
   readonly #client: Client<typeof DiffusionService>;
   readonly #request: GenerateRequest | undefined;
   readonly #patience: Patience;
-  readonly #leave = new AbortController();
+  #leave = new AbortController();
+  #route: Record<string, string> = {};
   #after: bigint;
   #brokenAt = 0;
   #tries = 0;
@@ -70,43 +77,55 @@ export class Generation implements AsyncIterable<GenerationEvent> {
    * one's own once its `reattach_window` is over; `cancel` does so at once.
    */
   async *[Symbol.asyncIterator](): AsyncGenerator<GenerationEvent, void, undefined> {
+    let said: ReturnType<typeof setTimeout> | undefined;
     let stream = this.#request === undefined ? this.#watch() : this.#generate(this.#request);
-    for (;;) {
-      try {
-        for await (const { event } of stream) {
-          if (event === undefined || !this.#isNew(event)) continue;
-          yield event;
-          if (event.kind.case === "completed") return;
+    try {
+      for (;;) {
+        try {
+          for await (const { event } of stream) {
+            if (event === undefined || !this.#isNew(event)) continue;
+            // Dropped here, the call would be a cancelled one to proxies and traces.
+            if (event.kind.case === "completed") said = setTimeout(() => this.leave(), END_MS);
+            yield event;
+          }
+          return;
+        } catch (error) {
+          if (said !== undefined) return; // However it ends: everything is there.
+          const again = await this.#comeBack(DitcastError.from(error));
+          stream = again.stream;
+          if (again.event !== undefined) yield again.event;
         }
-        return;
-      } catch (error) {
-        const again = await this.#comeBack(DitcastError.from(error));
-        stream = again.stream;
-        if (again.event !== undefined) yield again.event;
       }
+    } finally {
+      // Connect does not tell the server of a loop that was left.
+      clearTimeout(said);
+      this.leave();
+      this.#leave = new AbortController();
     }
   }
 
   /** Read to the end and give the result; `onEvent` sees each event on the way. */
   async result(onEvent?: (event: GenerationEvent) => void): Promise<Result> {
     const assembly = new OutputAssembly();
+    let completed: Completed | undefined;
     for await (const event of this) {
       onEvent?.(event);
       const { kind } = event;
       if (kind.case === "outputChunk") assembly.add(kind.value);
       if (kind.case === "restarted") assembly.clear();
-      if (kind.case === "completed") {
-        const outputs = await assembly.finish(kind.value.receipt?.outputs ?? []);
-        return { outputs, completed: kind.value };
-      }
+      if (kind.case === "completed") completed = kind.value;
     }
-    throw new DitcastError(Code.DataLoss, "the stream ended without a result");
+    if (completed === undefined) {
+      throw new DitcastError(Code.DataLoss, "the stream ended without a result");
+    }
+    return { outputs: await assembly.finish(completed.receipt?.outputs ?? []), completed };
   }
 
   /** Cancel it, and give the state that the cancel met. */
   async cancel(): Promise<GenerationState> {
     try {
-      return (await this.#client.cancelGeneration({ requestId: this.requestId })).state;
+      const asked = { requestId: this.requestId };
+      return (await this.#client.cancelGeneration(asked, { headers: this.#route })).state;
     } catch (error) {
       throw DitcastError.from(error);
     }
@@ -119,12 +138,21 @@ export class Generation implements AsyncIterable<GenerationEvent> {
 
   #generate(request: GenerateRequest): AsyncIterable<Answer> {
     this.#sent += 1;
-    return this.#client.generate(request, { signal: this.#leave.signal });
+    return this.#client.generate(request, this.#options());
   }
 
   #watch(): AsyncIterable<Answer> {
     const asked = { requestId: this.requestId, afterSequence: this.#after };
-    return this.#client.watchGeneration(asked, { signal: this.#leave.signal });
+    return this.#client.watchGeneration(asked, this.#options());
+  }
+
+  /** Carry the route, if there is one, and keep the one that comes with the headers. */
+  #options(): CallOptions {
+    const onHeader = (headers: Headers): void => {
+      const route = headers.get(ROUTE);
+      if (route !== null) this.#route = { [ROUTE]: route };
+    };
+    return { signal: this.#leave.signal, headers: this.#route, onHeader };
   }
 
   #isNew(event: GenerationEvent): boolean {

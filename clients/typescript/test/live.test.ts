@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { Code } from "@connectrpc/connect";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 
-import { DitcastClient, DitcastError, GenerationState } from "../src/index.js";
+import { DitcastClient, DitcastError, type Generation, GenerationState } from "../src/index.js";
 
 const baseUrl = process.env["DITCAST_URL"] ?? "http://127.0.0.1:50051";
 const client = new DitcastClient(createGrpcTransport({ baseUrl }));
@@ -53,6 +53,32 @@ test("a refusal names every wrong field", async () => {
   });
 });
 
+test("a full queue says after how long to come back", async () => {
+  const taken: Generation[] = [];
+  try {
+    await assert.rejects(
+      async () => {
+        for (;;) {
+          const generation = client.generate({ ...SMALL, numInferenceSteps: 1000 });
+          for await (const { kind } of generation) {
+            if (kind.case === "queued") break; // It keeps its place without a reader.
+          }
+          taken.push(generation);
+        }
+      },
+      (error: unknown) => {
+        assert(error instanceof DitcastError);
+        assert.equal(error.code, Code.ResourceExhausted);
+        assert(error.retryDelayMs !== undefined && error.retryDelayMs > 0);
+        return !error.transportBroken;
+      },
+    );
+  } finally {
+    await Promise.all(taken.map((generation) => generation.cancel()));
+  }
+  assert(taken.length > 0);
+});
+
 test("a cancel ends the stream with the steps that were done", async () => {
   const generation = client.generate(LONG);
   const ended = generation.result(({ kind }) => {
@@ -65,6 +91,19 @@ test("a cancel ends the stream with the steps that were done", async () => {
     return true;
   });
   assert.equal(await generation.cancel(), GenerationState.CANCELLED);
+});
+
+test("leaving the loop leaves the server", async () => {
+  const generation = client.generate({ ...LONG, reattachWindow: { seconds: 0n } });
+  for await (const { kind } of generation) {
+    if (kind.case === "stepCompleted") break;
+  }
+  let state: GenerationState | undefined;
+  do {
+    const { generations } = await client.service.listGenerations({});
+    state = generations.find(({ requestId }) => requestId === generation.requestId)?.state;
+  } while (state === GenerationState.RUNNING);
+  assert.equal(state, GenerationState.CANCELLED);
 });
 
 test("a broken connection costs no event and repeats none", async () => {

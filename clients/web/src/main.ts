@@ -1,90 +1,116 @@
 /** The page: ask the server what it takes, generate, watch, come back after a reload. */
 
+import { Code } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { type Capabilities, type Configuration, DitcastClient, DitcastError, type Generation } from "@ditcast/client";
 
-import { offer } from "./configuration.js";
-import { layOut, mark, request } from "./form.js";
-import { find } from "./page.js";
+import { ConfigurationView } from "./configuration.js";
+import { fill, layOut, mark, request } from "./form.js";
+import { enable, enabled, find, said } from "./page.js";
 import { View } from "./view.js";
 
-/** Where the generation that runs is remembered over a reload of the page. */
-const REMEMBERED = "ditcast.generation";
 const RETRY_MS = 2000;
 
 // `?server=http://host:port` names the proxy; by default it is where the page comes from.
 const baseUrl = new URLSearchParams(location.search).get("server") ?? location.origin;
 const client = new DitcastClient(createGrpcWebTransport({ baseUrl }));
 const server = find("#server", HTMLElement);
+const form = find("#request", HTMLFormElement);
+const generate = find("#generate", HTMLButtonElement);
 const cancel = find("#cancel", HTMLButtonElement);
 const error = find("#error", HTMLElement);
 
-let configuration: Configuration | undefined;
 let current: Generation | undefined;
 
 async function ask(): Promise<{ capabilities: Capabilities; configuration: Configuration }> {
   for (;;) {
     try {
-      const [{ capabilities }, answer] = await Promise.all([
+      const [{ capabilities }, { configuration }] = await Promise.all([
         client.service.getCapabilities({}),
         client.service.getConfiguration({}),
       ]);
-      if (capabilities && answer.configuration) return { capabilities, configuration: answer.configuration };
+      if (capabilities && configuration) return { capabilities, configuration };
     } catch (failure) {
       // While it loads, the server says so: the page waits with it.
-      server.textContent = DitcastError.from(failure).message;
+      const why = `Waiting for the server: ${said(DitcastError.from(failure))}`;
+      if (server.textContent !== why) server.textContent = why;
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
 }
 
-function threshold(): number | undefined {
-  const method = configuration?.cache?.method;
-  return method?.case === "dbCache" || method?.case === "dbPrune" ? method.value.residualDiffThreshold : undefined;
-}
-
-async function follow(generation: Generation): Promise<void> {
-  const view = new View(threshold());
+/** Show a generation to its end, in the place of the one before. */
+async function follow(generation: Generation, isOwn: boolean): Promise<void> {
+  current?.leave();
   current = generation;
-  cancel.disabled = false;
-  sessionStorage.setItem(REMEMBERED, generation.requestId);
+  busy(true);
+  tell([]);
+  const view = new View(generation.requestId);
   try {
-    const { outputs, completed } = await generation.result((event) => view.show(event));
-    view.finish(outputs, completed);
+    const result = await generation.result((event) => {
+      if (current !== generation) return;
+      view.show(event);
+      if (event.kind.case !== "started") return;
+      configuration.expect(event.kind.value.configurationRevision);
+      if (!isOwn && event.kind.value.parameters) fill(event.kind.value.parameters);
+    });
+    if (current === generation) view.finish(result);
   } catch (failure) {
     const refused = DitcastError.from(failure);
-    view.fail(refused.message);
-    tell(refused);
+    if (current !== generation) return;
+    view.fail(refused);
+    const rest = mark(refused.fieldViolations).map(({ field, description }) => `${field}: ${description}`);
+    const isNews = refused.fieldViolations.length === 0 && refused.code !== Code.Canceled;
+    tell(isNews ? [said(refused)] : rest);
   } finally {
     if (current === generation) {
-      cancel.disabled = true;
       current = undefined;
-      sessionStorage.removeItem(REMEMBERED);
+      busy(false);
     }
   }
 }
 
-function tell(refused: DitcastError): void {
-  const rest = mark(refused.fieldViolations);
-  const lines = refused.fieldViolations.length > 0 ? rest.map(({ field, description }) => `${field}: ${description}`) : [refused.message];
-  error.textContent = lines.join("\n");
-  error.hidden = lines.length === 0;
+function busy(isBusy: boolean): void {
+  enable(generate, !isBusy);
+  enable(cancel, isBusy);
+  find("#generation", HTMLElement).classList.toggle("running", isBusy);
 }
 
-find("#request", HTMLFormElement).addEventListener("submit", (event) => {
+function tell(lines: string[]): void {
+  error.textContent = lines.join("\n");
+}
+
+/** Watch the generation that the address names: after a reload, or where somebody was given the link. */
+function watchNamed(): void {
+  const name = decodeURIComponent(location.hash.slice(1));
+  if (name !== "" && name !== current?.requestId) void follow(client.watch(name), false);
+}
+
+form.addEventListener("submit", (event) => {
   event.preventDefault();
-  error.hidden = true;
-  mark([]);
-  void follow(client.generate(request()));
+  if (!enabled(generate)) return;
+  const { request: asked, violations } = request();
+  mark(violations);
+  tell([]);
+  if (violations.length > 0) return;
+  const generation = client.generate(asked);
+  void follow(generation, true);
+  // One can come back to it, by a reload and by the browser's history.
+  history.pushState(null, "", `#${encodeURIComponent(generation.requestId)}`);
 });
-cancel.addEventListener("click", () => void current?.cancel());
+form.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && event.ctrlKey) form.requestSubmit();
+});
+cancel.addEventListener("click", () => {
+  current?.cancel().catch((failure: unknown) => tell([said(DitcastError.from(failure))]));
+});
 
 const found = await ask();
-({ configuration } = found);
 const { model, device, worldSize } = found.capabilities;
 const ranks = worldSize === 1 ? "1 rank" : `${worldSize} ranks`;
 server.textContent = `${model?.id} (${model?.pipelineClass}) on ${ranks}, ${device}`;
 layOut(found.capabilities, found.configuration);
-offer(client, found.configuration, (now) => (configuration = now));
-const remembered = sessionStorage.getItem(REMEMBERED);
-if (remembered !== null) void follow(client.watch(remembered));
+const configuration = new ConfigurationView(client, found.configuration);
+enable(generate, true);
+addEventListener("hashchange", watchNamed);
+watchNamed();

@@ -1,149 +1,125 @@
-/** What is shown of one generation: the strip of steps, the plot, the picture, the receipt. */
+/** What is said and shown of one generation, event by event. */
 
 import { toJsonString } from "@bufbuild/protobuf";
-import { durationMs } from "@bufbuild/protobuf/wkt";
+import { type Duration, durationMs } from "@bufbuild/protobuf/wkt";
 import {
-  CacheDecision,
   type Completed,
+  type DitcastError,
   type GenerationEvent,
-  type Output,
+  type Queued,
+  type Receipt,
   ReceiptSchema,
+  type Result,
+  type Started,
   type StepCompleted,
 } from "@ditcast/client";
 
-import { find, make, spoken } from "./page.js";
+import { Outputs } from "./outputs.js";
+import { find, make, said, spoken } from "./page.js";
+import { Steps } from "./steps.js";
 
-const strip = find("#strip", HTMLElement);
 const status = find("#status", HTMLElement);
+const announcement = find("#announcement", HTMLElement);
 const caption = find("#caption", HTMLElement);
-const picture = find("#picture", HTMLImageElement);
-const video = find("#video", HTMLVideoElement);
-const plot = find("#plot", HTMLElement);
-const lines = find("#plot svg", SVGElement);
 const receipt = find("#receipt", HTMLDetailsElement);
 
-const PLOT = { width: 600, height: 140 };
+/** Stages that took less go unsaid. */
+const WORTH_SAYING_MS = 50;
 
 /** Shows one generation; a new one takes the page over. */
 export class View {
-  #steps: StepCompleted[] = [];
-  #total = 0;
-  #url = "";
+  readonly #outputs = new Outputs();
+  #steps = new Steps(0, undefined);
+  #started: Started | undefined;
 
-  /** @param threshold Of the cache in force; undefined: nothing is cached. */
-  constructor(private readonly threshold: number | undefined) {
-    strip.replaceChildren();
-    lines.replaceChildren();
-    for (const each of [plot, receipt, video]) each.hidden = true;
-    status.textContent = "Sent.";
+  constructor(private readonly name: string) {
+    receipt.hidden = true;
+    caption.textContent = "";
+    this.#say("Sent.");
   }
 
   /** Show an event. */
   show({ kind }: GenerationEvent): void {
     switch (kind.case) {
-      case "queued": {
-        const wait = kind.value.estimatedWait && ` about ${spoken(durationMs(kind.value.estimatedWait) / 1000)}`;
-        status.textContent = kind.value.position === 0 ? "Next in the queue." : `${kind.value.position} before it${wait ? `,${wait}` : ""}.`;
+      case "queued":
+        this.#queued(kind.value);
         break;
-      }
       case "started":
-        this.#begin(kind.value.parameters?.numInferenceSteps ?? 0);
-        caption.textContent = `Seed ${kind.value.parameters?.seed}, revision ${kind.value.configurationRevision}.`;
+        this.#started = kind.value;
+        caption.prepend(`Seed ${kind.value.parameters?.seed}, configuration ${kind.value.configurationRevision}.`);
+        this.#begin("Begins.");
         break;
       case "stepCompleted":
         this.#step(kind.value);
         break;
       case "preview":
-        this.#picture(new Blob([kind.value.data.slice()], { type: kind.value.mediaType }), `step ${kind.value.step}`, true);
+        this.#outputs.preview(kind.value);
         break;
       case "restarted":
-        status.textContent = `Begins again: ${kind.value.reason}`;
-        this.#begin(this.#total);
+        this.#begin(`Begins again: ${kind.value.reason}`);
         break;
       case "warning":
-        status.textContent = kind.value.message;
+        caption.append(make("br"), kind.value.message);
         break;
     }
   }
 
   /** Show what came of it. */
-  finish(outputs: readonly Output[], completed: Completed): void {
-    const [output] = outputs;
-    if (output !== undefined) this.#output(output);
-    const cached = completed.cache?.cachedSteps.length ?? 0;
-    const total = completed.timings?.total ? spoken(durationMs(completed.timings.total) / 1000) : "";
-    status.textContent = `Done in ${total}: ${this.#total - cached} steps computed, ${cached} cached.`;
-    if (completed.receipt) {
-      find("#receipt pre", HTMLElement).textContent = toJsonString(ReceiptSchema, completed.receipt, { prettySpaces: 2 });
-      receipt.hidden = false;
-    }
+  finish({ outputs, completed }: Result): void {
+    outputs.forEach((output, index) => this.#outputs.finish(index, output, this.name));
+    this.#say(`Done in ${seconds(completed.timings?.total)}: ${stages(completed)}.`);
+    if (completed.receipt) this.#receipt(completed.receipt);
   }
 
   /** Say how it ended without a result. */
-  fail(message: string): void {
-    status.textContent = message;
+  fail(error: DitcastError): void {
+    this.#say(error.fieldViolations.length > 0 ? "Not accepted: see the fields." : said(error));
   }
 
-  #begin(total: number): void {
-    this.#steps = [];
-    this.#total = total;
-    strip.replaceChildren(...Array.from({ length: total }, () => make("span")));
-    strip.setAttribute("aria-valuemax", String(total));
-    strip.setAttribute("aria-valuenow", "0");
+  #queued({ position, estimatedWait }: Queued): void {
+    const wait = estimatedWait ? `, about ${seconds(estimatedWait)}` : "";
+    this.#say(position === 0 ? `Next in the queue${wait}.` : `In the queue, ${position} before it${wait}.`);
+  }
+
+  #begin(why: string): void {
+    const { numInferenceSteps = 0, cache } = this.#started?.parameters ?? {};
+    this.#steps = new Steps(numInferenceSteps, cache);
+    this.#say(why);
   }
 
   #step(step: StepCompleted): void {
-    if (this.#total !== step.totalSteps) this.#begin(step.totalSteps);
-    this.#steps.push(step);
-    const computed = step.cacheDecision === CacheDecision.COMPUTED;
-    const mark = strip.children[step.step - 1];
-    mark?.setAttribute("class", computed ? "computed" : "cached");
-    mark?.setAttribute("title", `step ${step.step}: ${computed ? "computed" : "cached"}`);
-    strip.setAttribute("aria-valuenow", String(step.step));
-    const left = step.estimatedRemaining ? `, ${spoken(durationMs(step.estimatedRemaining) / 1000)} left` : "";
-    status.textContent = `Step ${step.step} of ${step.totalSteps}${left}.`;
-    this.#plot();
+    const { step: done, totalSteps: total } = step;
+    if (this.#steps.total !== total) this.#steps = new Steps(total, this.#started?.parameters?.cache);
+    this.#steps.add(step);
+    const left = step.estimatedRemaining ? `, ${seconds(step.estimatedRemaining)} left` : "";
+    status.textContent = done < total ? `Step ${done} of ${total}${left}.` : "All steps are done; what they made is decoded.";
+    // Each step would drown whoever listens: a quarter is worth a word.
+    if (Math.floor((done * 4) / total) > Math.floor(((done - 1) * 4) / total)) announcement.textContent = `Step ${done} of ${total}`;
   }
 
-  #plot(): void {
-    const known = this.#steps.filter(({ residualDiff }) => residualDiff !== undefined);
-    plot.hidden = known.length === 0;
-    if (plot.hidden) return;
-    const most = Math.max(this.threshold ?? 0, ...known.map(({ residualDiff = 0 }) => residualDiff)) * 1.1 || 1;
-    const x = (step: number): number => ((step - 0.5) / Math.max(1, this.#total)) * PLOT.width;
-    const y = (value: number): number => PLOT.height - (value / most) * PLOT.height;
-    const points = known.map(({ step, residualDiff = 0 }) => `${x(step).toFixed(1)},${y(residualDiff).toFixed(1)}`);
-    const level = this.threshold === undefined ? [] : [svg("line", { x1: 0, x2: PLOT.width, y1: y(this.threshold), y2: y(this.threshold) })];
-    lines.replaceChildren(...level, svg("polyline", { points: points.join(" ") }));
+  #receipt(made: Receipt): void {
+    const text = toJsonString(ReceiptSchema, made, { prettySpaces: 2 });
+    find("pre", HTMLElement, receipt).textContent = text;
+    const save = find("a", HTMLAnchorElement, receipt);
+    URL.revokeObjectURL(save.href);
+    save.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    receipt.hidden = false;
   }
 
-  #output({ data, mediaType }: Output): void {
-    const blob = new Blob([data], { type: mediaType });
-    if (mediaType.startsWith("image/")) {
-      this.#picture(blob, "the picture", false);
-    } else if (mediaType.startsWith("video/")) {
-      picture.hidden = true;
-      video.hidden = false;
-      video.src = this.#shown(blob);
-    }
-  }
-
-  #picture(blob: Blob, what: string, preview: boolean): void {
-    picture.src = this.#shown(blob);
-    picture.alt = preview ? `Preview after ${what}` : "What was generated";
-    picture.className = preview ? "preview" : "";
-    picture.hidden = false;
-  }
-
-  #shown(blob: Blob): string {
-    URL.revokeObjectURL(this.#url);
-    this.#url = URL.createObjectURL(blob);
-    return this.#url;
+  #say(words: string): void {
+    status.textContent = announcement.textContent = words;
   }
 }
 
-function svg(name: string, attributes: Record<string, string | number>): SVGElement {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, String(value));
-  return made;
+function seconds(duration: Duration | undefined): string {
+  return duration ? spoken(durationMs(duration) / 1000) : "a while";
+}
+
+function stages({ timings }: Completed): string {
+  const { queued, load, prepare, denoise, decode, encode } = timings ?? {};
+  const all = { "in the queue": queued, loading: load, preparing: prepare, steps: denoise, decoding: decode, encoding: encode };
+  return Object.entries(all)
+    .filter(([, spent]) => spent && durationMs(spent) >= WORTH_SAYING_MS)
+    .map(([name, spent]) => `${name} ${seconds(spent)}`)
+    .join(", ");
 }

@@ -31,6 +31,13 @@ class StepCall:
     index: int | None
     """Place of the step among the scheduler's noise levels; None: it has none."""
 
+    def rows(self, index: int, size: int) -> StepCall:
+        """Give the part of it that is about one generation of a batch of this size."""
+        if size == 1:
+            return self
+        output, sample = self.model_output.chunk(size)[index], self.sample.chunk(size)[index]
+        return StepCall(output, self.timestep, sample, self.index)
+
 
 @contextlib.contextmanager
 def tapped(

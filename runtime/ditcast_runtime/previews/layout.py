@@ -43,6 +43,9 @@ class Layout:
     def decoder_values(self, latents: torch.Tensor, width: int, height: int) -> torch.Tensor | None:
         """Give (pictures, channels, rows, columns) of the middle frame; None: another layout.
 
+        Pipelines that render at a size of their own choice, and make the output of the middle of
+        that, are seen to by what their latents measure. Of tokens nobody can tell.
+
         Args:
             latents: As the pipeline has them.
             width: Of the output, in pixels.
@@ -58,13 +61,25 @@ class Layout:
         # From pictures, rows, columns, channels, and both sides of the patch.
         one = values[:, :, :, self.frames // 2].permute(0, 3, 1, 4, 2, 5)
         merged: torch.Tensor = one.flatten(4, 5).flatten(2, 3)
-        return merged
+        return merged if middle.shape[1:3] == (rows, columns) else _middle(merged, width, height)
+
+
+def _middle(values: torch.Tensor, width: int, height: int) -> torch.Tensor:
+    """Give the largest part in the middle of a grid that has the shape of the output."""
+    rows, columns = values.shape[2:]
+    high = max(1, min(rows, round(columns * height / width)))
+    wide = max(1, min(columns, round(rows * width / height)))
+    top, left = (rows - high) // 2, (columns - wide) // 2
+    return values[:, :, top : top + high, left : left + wide]
 
 
 def cells_of(
     latents: torch.Tensor, axis: int | None, rows: int, columns: int
 ) -> torch.Tensor | None:
-    """Give (pictures, frames, rows, columns, values); None: they do not lie so."""
+    """Give (pictures, frames, rows, columns, values); None: they do not lie so.
+
+    The rows and columns are those that are given only where the latents are tokens.
+    """
     if axis is None:
         if latents.ndim != _TOKENS or latents.shape[1] % (rows * columns):
             return None
@@ -74,9 +89,7 @@ def cells_of(
         return None
     cells = latents.movedim(axis, -1)
     cells = cells.unsqueeze(1) if cells.ndim == _TOKENS + 1 else cells
-    if cells.ndim != _TOKENS + 2 or cells.shape[2:4] != (rows, columns):
-        return None
-    return cells
+    return cells if cells.ndim == _TOKENS + 2 else None
 
 
 def find_layout(latents: torch.Tensor, decoded: torch.Tensor, height: int) -> Layout | None:
@@ -96,7 +109,7 @@ def find_layout(latents: torch.Tensor, decoded: torch.Tensor, height: int) -> La
         if grid.shape[3] % patch or grid.shape[4] % patch or height % rows:
             continue
         cells = cells_of(latents[:1], axis, rows, columns)
-        if cells is None or grid.shape[2] % cells.shape[1]:
+        if cells is None or cells.shape[2:4] != (rows, columns) or grid.shape[2] % cells.shape[1]:
             continue
         frames = grid.shape[2] // cells.shape[1]
         found = _match(cells, _folded(grid, frames, patch))

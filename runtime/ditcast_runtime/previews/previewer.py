@@ -93,13 +93,16 @@ class Previewing:
         parameters: Parameters,
         options: PreviewOptions,
         send: Callable[[Sketch], None],
+        place: tuple[int, int] = (0, 1),
     ) -> None:
+        """Make it; `place` is the generation's in its batch, and the size of that."""
         self.seconds = 0.0
         """What they took of this thread's time."""
         self._previewer = previewer
         self._parameters = parameters
         self._options = options
         self._send = send
+        self._place = place
         self._call: StepCall | None = None
         self._underway: _Underway | None = None
         self._failed = False
@@ -134,7 +137,10 @@ class Previewing:
 
     def _draw(self, step: int, call: StepCall) -> None:
         try:
-            pixels = self._previewer.draw(call, self._parameters, self._options)
+            own = call.rows(*self._place)
+            pixels = self._previewer.draw(own, self._parameters, self._options)
+            if pixels is None:
+                log.warning("no previews: the latents do not lie as in the warm-up", step=step)
         except RuntimeError as error:  # torch's own, memory that does not suffice among them
             # The generation can do without; and no rank waits for this one meanwhile.
             log.warning("no more previews of this generation", step=step, exc_info=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,4 +58,13 @@ def assemble(work: Path, output: Path) -> None:
             work / "transformer", torch_dtype=half
         ),
     ).save_pretrained(output)
+    for part in ("transformer", "vae"):
+        _forget_origin(output / part / "config.json")
     (output / "ditcast.yaml").write_text(SERVED_DEFAULTS)
+
+
+def _forget_origin(config: Path) -> None:
+    """Take out the folder of the training machine, which diffusers writes down."""
+    found = json.loads(config.read_text())
+    del found["_name_or_path"]
+    config.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")

@@ -13,10 +13,10 @@ import msgspec
 import torch
 from tqdm import tqdm
 
+from ditcast_runtime import likeness
 from ditcast_runtime.acceleration import Accelerator
 from ditcast_runtime.events import CacheDecision
 from ditcast_runtime.settings import Acceleration, CacheSettings, Disabled, parse_acceleration
-from ditcast_runtime.starter import likeness
 from ditcast_runtime.starter.judge import Task, judge
 from ditcast_runtime.starter.painter import Manner, Painter
 from ditcast_runtime.starter.scenes import Picture

@@ -101,6 +101,8 @@ def train_text_encoder(folder: Path, plan: TextEncoderPlan, device: torch.device
     torch.manual_seed(plan.seed)
     rng = np.random.default_rng(plan.seed)
     tokenizer = train_tokenizer(plan.seed)
+    # Before it is used: how it padded and cut the last texts would be saved with it.
+    tokenizer.save_pretrained(folder / "tokenizer")
     model = build(tokenizer, plan.hidden_size).to(device).train()
     probes = _probes(plan.hidden_size).to(device)
     parameters = [*model.model.language_model.parameters(), *probes.parameters()]
@@ -121,7 +123,6 @@ def train_text_encoder(folder: Path, plan: TextEncoderPlan, device: torch.device
         progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     _report(model, probes, tokenizer)
     model.cpu().save_pretrained(folder / "text_encoder")
-    tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def build(tokenizer: Qwen2Tokenizer, hidden_size: int) -> Any:

@@ -38,10 +38,10 @@ class TransformerPlan:
     blocks: int = 20
     heads: int = 6
     """Of 16 features; 2 and 3 ranks can share them out evenly."""
-    shallow_steps: int = 2700
+    shallow_steps: int = 1800
     """First steps, with every other block left out: they take half the time, and what is learned
     first (colours, places) needs no depth."""
-    steps: int = 2050
+    steps: int = 1200
     """Steps after those, with all blocks."""
     decay_share: float = 0.7
     """Of `steps`, at the end, over which the learning rates fall to zero."""

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from ditcast.v1 import capabilities_pb2 as pb
 from ditcast.v1 import generation_pb2 as generation_pb
-from ditcast_runtime.config import Configuration
+from ditcast_runtime.config import ClientLimits, Configuration
 from ditcast_runtime.generation import FRAME_COUNTS, FRAME_RATES, KeywordValue
 from ditcast_runtime.messages import Facts, ParameterFact, ParameterKind
 from ditcast_service.config import ServerConfig
@@ -51,9 +51,13 @@ _STAGES = (
 
 
 def capabilities(
-    facts: Facts, config: ServerConfig, configuration: Configuration
+    facts: Facts,
+    config: ServerConfig,
+    configuration: Configuration,
+    client: ClientLimits,
+    groups_serving: int,
 ) -> pb.Capabilities:
-    """Gather what a caller can ask for."""
+    """Gather what a caller can ask for, and have at once."""
     return pb.Capabilities(
         contract_version=CONTRACT_VERSION,
         server_version=version("ditcast"),
@@ -65,10 +69,13 @@ def capabilities(
             dtype=facts.dtype,
         ),
         world_size=config.world_size,
+        groups=config.groups,
+        groups_serving=groups_serving,
+        max_batch_size=1 if facts.batch_fault else config.max_batch_size,
         threads_per_rank=facts.threads,
         device=facts.device_name,
         parameters=[_parameter(fact, facts, config, configuration) for fact in facts.parameters],
-        limits=_limits(facts, config),
+        limits=_limits(facts, config, client),
         cache_methods=[
             pb.CacheMethodSupport(name=each.name, possible=each.possible, reason=each.reason)
             for each in facts.cache_methods
@@ -160,7 +167,7 @@ def _bounds(name: str, config: ServerConfig) -> tuple[float | None, float | None
     return bounds.get(_FIELD_NAMES.get(name, name), (None, None))
 
 
-def _limits(facts: Facts, config: ServerConfig) -> pb.Limits:
+def _limits(facts: Facts, config: ServerConfig, client: ClientLimits) -> pb.Limits:
     return pb.Limits(
         num_inference_steps=_range(1, config.max_num_inference_steps),
         side_pixels=_range(config.min_side, config.max_side),
@@ -179,6 +186,9 @@ def _limits(facts: Facts, config: ServerConfig) -> pb.Limits:
         queue_capacity=config.queue_capacity,
         max_overtakes=config.max_overtakes,
         max_bytes_in_flight=config.max_bytes_in_flight,
+        max_generations_per_client=client.max_generations_per_client or 0,
+        max_queued_per_client=client.max_queued_per_client or 0,
+        max_bytes_per_client=client.max_bytes_per_client or 0,
         max_field_violations=MAX_VIOLATIONS,
         max_reattach_window=duration(config.max_reattach_window),
         heartbeat_interval=duration(config.heartbeat_interval),

@@ -90,6 +90,7 @@ def started(event: events.Started) -> pb.Started:
         configuration_revision=event.configuration_revision,
         world_size=event.world_size,
         epoch=event.epoch,
+        batch_size=event.batch_size,
     )
 
 
@@ -202,6 +203,15 @@ def _completed(event: events.Completed) -> pb.Completed:
         timings=pb.Timings(**{name: duration(value) for name, value in seconds.items()}),
         cache=cache,
         memory=[pb.RankMemory(**dataclasses.asdict(row)) for row in event.memory],
+        shadow=None if event.shadow is None else _shadow(event.shadow),
+    )
+
+
+def _shadow(found: events.ShadowComparison) -> pb.ShadowComparison:
+    return pb.ShadowComparison(
+        outputs=[pb.OutputLikeness(**dataclasses.asdict(each)) for each in found.outputs],
+        uncached_denoise=duration(found.uncached_denoise),
+        time_ratio=found.time_ratio,
     )
 
 
@@ -222,4 +232,6 @@ def _receipt(receipt: Receipt) -> pb.Receipt:
         sigmas_used=receipt.sigmas_used,
         outputs=[pb.OutputDigest(**dataclasses.asdict(row)) for row in receipt.outputs],
         deterministic=receipt.deterministic,
+        group=receipt.group,
+        batch_size=receipt.batch_size,
     )

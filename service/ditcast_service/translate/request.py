@@ -58,6 +58,7 @@ def request_from_proto(
         images=images,
         adapters=_adapters(message),
         previews=_previews(message.progress, problems),
+        shadow_comparison=message.shadow_comparison,
     )
     return request, problems
 

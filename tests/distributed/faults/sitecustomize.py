@@ -1,16 +1,20 @@
 """Faults for the ranks of a server under test: reachable only by who sets this server's PYTHONPATH.
 
 Python imports this file by itself at the start of each process whose path has this folder; it does
-something in rank processes alone. A request id asks for the fault, so that one server serves many
-tests: `fault-PLACE-KIND-RANKS-STEP-TIMES-...`, for instance `fault-inside-raise-1-2-1-x`: rank 1
-raises in the pipeline's own collective of step 2, the first time that this generation runs.
+something where a rank's code is imported. A request id asks for the fault, so that one server
+serves many tests: `fault-PLACE-KIND-RANKS-STEP-TIMES-...`, for instance
+`fault-inside-raise-1-2-1-x`: rank 1 raises in the pipeline's own collective of step 2, the first
+time that this generation runs.
 
 PLACE: prepare (before the first vote), before (the vote of a step), inside (the pipeline's
-collective in a step), after (the vote of a step), decode. KIND: raise, memory, kill, stop.
+collective in a step), after (the vote of a step), decode. KIND: raise, memory, kill, stop, hang.
 RANKS: a rank, or `all`. TIMES: in how many runs of the generation.
 
 Of cache settings, those with a `residual_diff_threshold` of REFUSED_BY_RANK_ONE are what rank 1
 alone cannot hold.
+
+Rank 0 also adds a line to the file STEP_TIMES at the end of each step: the request id, the step,
+and the time of day.
 """
 
 from __future__ import annotations
@@ -20,11 +24,13 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 REFUSED_BY_RANK_ONE = 0.987654
+_FOR_EVER_SECONDS = 3600
 _WITHOUT_STEP = {"prepare", "decode"}
 
 
@@ -52,12 +58,15 @@ class Fault:
             fault.do()
 
     def do(self) -> None:
-        """Die, stop or fail."""
+        """Die, stop or fail, and leave a note of it."""
+        (Path(os.environ["FAULT_RUNS"]) / f"struck-{self.execution.command.request_id}").touch()
         match self.kind:
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            case "hang":
+                time.sleep(_FOR_EVER_SECONDS)
             case "memory":
                 raise importlib.import_module("torch").OutOfMemoryError("injected")
             case _:
@@ -99,6 +108,14 @@ def _vote(original: Callable[..., Any], execution: Any) -> None:
         Fault.strike("after")
 
 
+def _note(original: Callable[..., Any], execution: Any, step: int, *rest: Any) -> None:
+    """Note when a step ended: before the vote, and before any report of it."""
+    if execution._control.rank == 0:
+        with Path(os.environ["STEP_TIMES"]).open("a") as file:
+            file.write(f"{execution.command.request_id} {step} {time.time()}\n")
+    original(execution, step, *rest)
+
+
 def _pipeline(original: Callable[..., Any], pipeline: Any, *arguments: Any) -> Any:
     """Strike within an attention too, where the other ranks are in a collective, and in the VAE."""
     pipe = pipeline.pipe
@@ -129,7 +146,17 @@ def _install() -> None:
     _wrap(execution.Pipeline, "prepare", _before("prepare"))
     _wrap(execution.Pipeline, "run", _pipeline)
     _wrap(acceleration.Accelerator, "switch", _switch)
+    _wrap(execution.Execution, "step_ended", _note)
 
 
-if "ditcast_runtime.rank" in sys.orig_argv:
-    _install()
+class _AtImport:
+    """Installs the faults when the rank's own code is imported, and not before it begins itself."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        """Find nothing: the import goes on as ever."""
+        if name == "ditcast_runtime.rank":
+            sys.meta_path.remove(self)
+            _install()
+
+
+sys.meta_path.insert(0, _AtImport())

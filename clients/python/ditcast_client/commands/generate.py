@@ -110,6 +110,7 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
         prompt=options.prompt,
         output=OutputOptions(format=form, quality=options.quality),
         validate_only=options.validate_only,
+        shadow_comparison=options.shadow,
         priority=_PRIORITIES[options.priority],
     )
     for name in _PLAIN_FIELDS:
@@ -124,7 +125,7 @@ def build_request(options: argparse.Namespace, form: OutputFormat.ValueType) -> 
     if options.pipeline_kwargs is not None:
         fields["pipeline_kwargs"] = _json_object(options.pipeline_kwargs)
     if options.cache is not None:
-        fields["cache"] = _read_cache(options.cache)
+        fields["cache"] = read_cache(options.cache)
     try:
         fields |= _progress(options)
         if options.timeout is not None:
@@ -200,7 +201,12 @@ def _json_object(text: str) -> dict[str, object]:
     return value
 
 
-def _read_cache(path: Path) -> CacheConfig:
+def read_cache(path: Path) -> CacheConfig:
+    """Read a CacheConfig of the contract, in JSON.
+
+    Raises:
+        UsageError: It cannot be read, or is none.
+    """
     try:
         return json_format.Parse(path.read_bytes(), CacheConfig())
     except OSError as err:
@@ -273,6 +279,11 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME[:WEIGHT]",
         help="a loaded LoRA adapter, and how strongly it acts, -10 to 10; may be repeated",
+    )
+    parser.add_argument(
+        "--shadow",
+        action="store_true",
+        help="make the same without a cache right after, and say how near the output is to it",
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="its time limit")
     parser.add_argument("--priority", choices=_PRIORITIES, default="normal")

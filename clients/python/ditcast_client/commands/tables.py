@@ -1,4 +1,4 @@
-"""The tables of `ditcast info`, `ditcast configure` and `ditcast list`."""
+"""The tables of `ditcast info`, `configure`, `list`, `adapters` and `tune`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,11 @@ def print_list(generations: Sequence[GenerationSummary]) -> None:
     _print(_table("", columns, map(_generation, generations)))
 
 
+def print_rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    """Print a table that stands for itself."""
+    _print(_table("", columns, rows))
+
+
 def _print(*tables: Table) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -129,6 +134,10 @@ def _server_rows(capabilities: Capabilities) -> Iterator[Row]:
     yield "pipeline", ", ".join(filter(None, classes))
     yield "weights", model.weights_digest
     yield "ranks", f"{capabilities.world_size} on {capabilities.device}"
+    if capabilities.groups > 1:
+        yield "groups of them", f"{capabilities.groups}, {capabilities.groups_serving} serving"
+    if capabilities.max_batch_size > 1:
+        yield "batches", f"of up to {capabilities.max_batch_size}"
     yield (
         "versions",
         f"server {capabilities.server_version}, contract {capabilities.contract_version}",

@@ -87,7 +87,7 @@ Global___ParameterType: _TypeAlias = ParameterType  # noqa: Y015
 @_typing.final
 class Capabilities(_message.Message):
     """What a server and its loaded pipeline can do. Changes only when the pipeline is
-    loaded anew.
+    loaded anew, `groups_serving` apart.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -133,12 +133,15 @@ class Capabilities(_message.Message):
     ADAPTERS_SUPPORTED_FIELD_NUMBER: _builtins.int
     MAKES_VIDEOS_FIELD_NUMBER: _builtins.int
     THREADS_PER_RANK_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    GROUPS_SERVING_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
     contract_version: _builtins.str
     """Version of this contract, "1.MINOR"; MINOR grows with each addition."""
     server_version: _builtins.str
     """Version of the server."""
     world_size: _builtins.int
-    """Number of ranks."""
+    """Number of ranks, in each group."""
     device: _builtins.str
     """What the ranks run on, for instance "cpu" or "NVIDIA H200"."""
     cancellable: _builtins.bool
@@ -158,6 +161,16 @@ class Capabilities(_message.Message):
     """Whether outputs are videos."""
     threads_per_rank: _builtins.int
     """Threads of each rank, from 1."""
+    groups: _builtins.int
+    """Groups of ranks, from 1, each with the whole pipeline, behind one queue."""
+    groups_serving: _builtins.int
+    """How many of them take generations now; those that load, or wait to be tried
+    again, do not.
+    """
+    max_batch_size: _builtins.int
+    """Most generations that share a call of the pipeline. 1: none ever does. 0: the
+    server does not say.
+    """
     @_builtins.property
     def model(self) -> Global___Model:
         """The loaded model."""
@@ -222,10 +235,13 @@ class Capabilities(_message.Message):
         adapters_supported: _builtins.bool = ...,
         makes_videos: _builtins.bool = ...,
         threads_per_rank: _builtins.int = ...,
+        groups: _builtins.int = ...,
+        groups_serving: _builtins.int = ...,
+        max_batch_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_supported", b"adapters_supported", "cache_methods", b"cache_methods", "cancellable", b"cancellable", "contract_version", b"contract_version", "device", b"device", "input_image_roles", b"input_image_roles", "library_versions", b"library_versions", "limits", b"limits", "makes_videos", b"makes_videos", "model", b"model", "negative_prompt_supported", b"negative_prompt_supported", "output_formats", b"output_formats", "parallel_modes", b"parallel_modes", "parameters", b"parameters", "previews_supported", b"previews_supported", "scheduler_class", b"scheduler_class", "server_version", b"server_version", "threads_per_rank", b"threads_per_rank", "transformers", b"transformers", "uninterruptible_stages", b"uninterruptible_stages", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_supported", b"adapters_supported", "cache_methods", b"cache_methods", "cancellable", b"cancellable", "contract_version", b"contract_version", "device", b"device", "groups", b"groups", "groups_serving", b"groups_serving", "input_image_roles", b"input_image_roles", "library_versions", b"library_versions", "limits", b"limits", "makes_videos", b"makes_videos", "max_batch_size", b"max_batch_size", "model", b"model", "negative_prompt_supported", b"negative_prompt_supported", "output_formats", b"output_formats", "parallel_modes", b"parallel_modes", "parameters", b"parameters", "previews_supported", b"previews_supported", "scheduler_class", b"scheduler_class", "server_version", b"server_version", "threads_per_rank", b"threads_per_rank", "transformers", b"transformers", "uninterruptible_stages", b"uninterruptible_stages", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +409,9 @@ class Limits(_message.Message):
     MAX_BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     NUM_FRAMES_STEP_FIELD_NUMBER: _builtins.int
     MAX_INPUT_PIXELS_FIELD_NUMBER: _builtins.int
+    MAX_GENERATIONS_PER_CLIENT_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_PER_CLIENT_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_PER_CLIENT_FIELD_NUMBER: _builtins.int
     size_multiple: _builtins.int
     """Width and height must be multiples of this many pixels."""
     image_tokens_multiple: _builtins.int
@@ -411,8 +430,8 @@ class Limits(_message.Message):
     max_field_violations: _builtins.int
     """Field violations that one answer carries at most."""
     max_overtakes: _builtins.int
-    """So many later generations of higher priority go before a waiting one at most;
-    by default 8.
+    """So many later generations of higher priority go before the next of a lower one
+    at most; by default 8. Within a priority, clients take turns.
     """
     max_bytes_in_flight: _builtins.int
     """Bytes of pixels, raw and encoded, of all generations that are accepted and not
@@ -423,6 +442,18 @@ class Limits(_message.Message):
     """`num_frames` less one must be a multiple of this. 1: any number will do."""
     max_input_pixels: _builtins.int
     """Greatest width times height of one input picture, in pixels."""
+    max_generations_per_client: _builtins.int
+    """Generations of the client who asks that are accepted and not finished; one more
+    is refused (RESOURCE_EXHAUSTED, reason CLIENT_LIMIT). 0, the default: no limit
+    but those of all clients together. A client is who its token or certificate
+    says it is, else all that call from one address.
+    """
+    max_queued_per_client: _builtins.int
+    """Generations of the client who asks that wait, as above."""
+    max_bytes_per_client: _builtins.int
+    """Bytes of pixels of the client who asks, counted as in `max_bytes_in_flight`, as
+    above.
+    """
     @_builtins.property
     def num_inference_steps(self) -> Global___IntegerRange:
         """Denoising steps; by default 1 to 1000."""
@@ -513,10 +544,13 @@ class Limits(_message.Message):
         max_bytes_in_flight: _builtins.int = ...,
         num_frames_step: _builtins.int = ...,
         max_input_pixels: _builtins.int = ...,
+        max_generations_per_client: _builtins.int = ...,
+        max_queued_per_client: _builtins.int = ...,
+        max_bytes_per_client: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "input_images", b"input_images", "max_reattach_window", b"max_reattach_window", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "prompt_bytes", b"prompt_bytes", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "total_pixels", b"total_pixels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "image_tokens_multiple", b"image_tokens_multiple", "input_images", b"input_images", "max_bytes_in_flight", b"max_bytes_in_flight", "max_field_violations", b"max_field_violations", "max_input_pixels", b"max_input_pixels", "max_output_bytes", b"max_output_bytes", "max_overtakes", b"max_overtakes", "max_reattach_window", b"max_reattach_window", "max_request_bytes", b"max_request_bytes", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_frames_step", b"num_frames_step", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "output_chunk_bytes", b"output_chunk_bytes", "prompt_bytes", b"prompt_bytes", "queue_capacity", b"queue_capacity", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "size_multiple", b"size_multiple", "total_pixels", b"total_pixels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "image_tokens_multiple", b"image_tokens_multiple", "input_images", b"input_images", "max_bytes_in_flight", b"max_bytes_in_flight", "max_bytes_per_client", b"max_bytes_per_client", "max_field_violations", b"max_field_violations", "max_generations_per_client", b"max_generations_per_client", "max_input_pixels", b"max_input_pixels", "max_output_bytes", b"max_output_bytes", "max_overtakes", b"max_overtakes", "max_queued_per_client", b"max_queued_per_client", "max_reattach_window", b"max_reattach_window", "max_request_bytes", b"max_request_bytes", "max_timeout", b"max_timeout", "min_ping_interval", b"min_ping_interval", "num_frames", b"num_frames", "num_frames_step", b"num_frames_step", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "output_chunk_bytes", b"output_chunk_bytes", "prompt_bytes", b"prompt_bytes", "queue_capacity", b"queue_capacity", "reader_timeout", b"reader_timeout", "request_id_characters", b"request_id_characters", "retention", b"retention", "side_pixels", b"side_pixels", "size_multiple", b"size_multiple", "total_pixels", b"total_pixels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

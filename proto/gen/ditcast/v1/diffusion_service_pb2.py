@@ -25,62 +25,67 @@ _sym_db = _symbol_database.Default()
 from ditcast.v1 import acceleration_pb2 as ditcast_dot_v1_dot_acceleration__pb2
 from ditcast.v1 import capabilities_pb2 as ditcast_dot_v1_dot_capabilities__pb2
 from ditcast.v1 import generation_pb2 as ditcast_dot_v1_dot_generation__pb2
+from ditcast.v1 import tuning_pb2 as ditcast_dot_v1_dot_tuning__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ditcast/v1/diffusion_service.proto\x12\nditcast.v1\x1a\x1d\x64itcast/v1/acceleration.proto\x1a\x1d\x64itcast/v1/capabilities.proto\x1a\x1b\x64itcast/v1/generation.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\"\x9e\x07\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x1c\n\x0fnegative_prompt\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05width\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06height\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1b\n\x0etrue_cfg_scale\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x12\n\nnum_images\x18\n \x01(\x05\x12)\n\x06output\x18\x0b \x01(\x0b\x32\x19.ditcast.v1.OutputOptions\x12&\n\x05\x63\x61\x63he\x18\x0c \x01(\x0b\x32\x17.ditcast.v1.CacheConfig\x12\x30\n\x0fpipeline_kwargs\x18\r \x01(\x0b\x32\x17.google.protobuf.Struct\x12-\n\x08progress\x18\x0e \x01(\x0b\x32\x1b.ditcast.v1.ProgressOptions\x12&\n\x08priority\x18\x0f \x01(\x0e\x32\x14.ditcast.v1.Priority\x12\x0e\n\x06sigmas\x18\x10 \x03(\x01\x12\x17\n\nnum_frames\x18\x11 \x01(\x05H\x07\x88\x01\x01\x12\x10\n\x03\x66ps\x18\x12 \x01(\x01H\x08\x88\x01\x01\x12&\n\x06images\x18\x13 \x03(\x0b\x32\x16.ditcast.v1.InputImage\x12*\n\x07timeout\x18\x14 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\ron_disconnect\x18\x15 \x01(\x0e\x32\x1c.ditcast.v1.DisconnectPolicy\x12\x32\n\x0freattach_window\x18\x16 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rvalidate_only\x18\x17 \x01(\x08\x12+\n\x08\x61\x64\x61pters\x18\x18 \x03(\x0b\x32\x19.ditcast.v1.AdapterWeightB\x12\n\x10_negative_promptB\x08\n\x06_widthB\t\n\x07_heightB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x11\n\x0f_true_cfg_scaleB\x07\n\x05_seedB\r\n\x0b_num_framesB\x06\n\x04_fps\">\n\x10GenerateResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.ditcast.v1.GenerationEvent\"D\n\x16WatchGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"E\n\x17WatchGenerationResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.ditcast.v1.GenerationEvent\"-\n\x17\x43\x61ncelGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"F\n\x18\x43\x61ncelGenerationResponse\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.ditcast.v1.GenerationState\"l\n\x16ListGenerationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06states\x18\x03 \x03(\x0e\x32\x1b.ditcast.v1.GenerationState\"f\n\x17ListGenerationsResponse\x12\x32\n\x0bgenerations\x18\x01 \x03(\x0b\x32\x1d.ditcast.v1.GenerationSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd8\x01\n\x10\x43onfigureRequest\x12\x30\n\rconfiguration\x18\x01 \x01(\x0b\x32\x19.ditcast.v1.Configuration\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x14\n\x0c\x61llow_reload\x18\x05 \x01(\x08\x42\x14\n\x12_expected_revision\"q\n\x11\x43onfigureResponse\x12\x30\n\rconfiguration\x18\x01 \x01(\x0b\x32\x19.ditcast.v1.Configuration\x12*\n\x08outcomes\x18\x02 \x03(\x0b\x32\x18.ditcast.v1.FieldOutcome\"=\n\x17GetConfigurationRequest\x12\x15\n\x08revision\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x0b\n\t_revision\"L\n\x18GetConfigurationResponse\x12\x30\n\rconfiguration\x18\x01 \x01(\x0b\x32\x19.ditcast.v1.Configuration\"\x18\n\x16GetCapabilitiesRequest\"I\n\x17GetCapabilitiesResponse\x12.\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32\x18.ditcast.v1.Capabilities\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\";\n\x13LoadAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.ditcast.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"\x15\n\x13ListAdaptersRequest\"g\n\x14ListAdaptersResponse\x12#\n\x06loaded\x18\x01 \x03(\x0b\x32\x13.ditcast.v1.Adapter\x12*\n\tavailable\x18\x02 \x03(\x0b\x32\x17.ditcast.v1.AdapterFile\"e\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\ncomponents\x18\x05 \x03(\t\"/\n\x0b\x41\x64\x61pterFile\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x32\xf2\x06\n\x10\x44iffusionService\x12G\n\x08Generate\x12\x1b.ditcast.v1.GenerateRequest\x1a\x1c.ditcast.v1.GenerateResponse0\x01\x12\\\n\x0fWatchGeneration\x12\".ditcast.v1.WatchGenerationRequest\x1a#.ditcast.v1.WatchGenerationResponse0\x01\x12]\n\x10\x43\x61ncelGeneration\x12#.ditcast.v1.CancelGenerationRequest\x1a$.ditcast.v1.CancelGenerationResponse\x12Z\n\x0fListGenerations\x12\".ditcast.v1.ListGenerationsRequest\x1a#.ditcast.v1.ListGenerationsResponse\x12H\n\tConfigure\x12\x1c.ditcast.v1.ConfigureRequest\x1a\x1d.ditcast.v1.ConfigureResponse\x12]\n\x10GetConfiguration\x12#.ditcast.v1.GetConfigurationRequest\x1a$.ditcast.v1.GetConfigurationResponse\x12Z\n\x0fGetCapabilities\x12\".ditcast.v1.GetCapabilitiesRequest\x1a#.ditcast.v1.GetCapabilitiesResponse\x12N\n\x0bLoadAdapter\x12\x1e.ditcast.v1.LoadAdapterRequest\x1a\x1f.ditcast.v1.LoadAdapterResponse\x12T\n\rUnloadAdapter\x12 .ditcast.v1.UnloadAdapterRequest\x1a!.ditcast.v1.UnloadAdapterResponse\x12Q\n\x0cListAdapters\x12\x1f.ditcast.v1.ListAdaptersRequest\x1a .ditcast.v1.ListAdaptersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ditcast/v1/diffusion_service.proto\x12\nditcast.v1\x1a\x1d\x64itcast/v1/acceleration.proto\x1a\x1d\x64itcast/v1/capabilities.proto\x1a\x1b\x64itcast/v1/generation.proto\x1a\x17\x64itcast/v1/tuning.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xb9\x07\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12\x1c\n\x0fnegative_prompt\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05width\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06height\x18\x05 \x01(\x05H\x02\x88\x01\x01\x12 \n\x13num_inference_steps\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12\x1b\n\x0eguidance_scale\x18\x07 \x01(\x01H\x04\x88\x01\x01\x12\x1b\n\x0etrue_cfg_scale\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x12\n\nnum_images\x18\n \x01(\x05\x12)\n\x06output\x18\x0b \x01(\x0b\x32\x19.ditcast.v1.OutputOptions\x12&\n\x05\x63\x61\x63he\x18\x0c \x01(\x0b\x32\x17.ditcast.v1.CacheConfig\x12\x30\n\x0fpipeline_kwargs\x18\r \x01(\x0b\x32\x17.google.protobuf.Struct\x12-\n\x08progress\x18\x0e \x01(\x0b\x32\x1b.ditcast.v1.ProgressOptions\x12&\n\x08priority\x18\x0f \x01(\x0e\x32\x14.ditcast.v1.Priority\x12\x0e\n\x06sigmas\x18\x10 \x03(\x01\x12\x17\n\nnum_frames\x18\x11 \x01(\x05H\x07\x88\x01\x01\x12\x10\n\x03\x66ps\x18\x12 \x01(\x01H\x08\x88\x01\x01\x12&\n\x06images\x18\x13 \x03(\x0b\x32\x16.ditcast.v1.InputImage\x12*\n\x07timeout\x18\x14 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\ron_disconnect\x18\x15 \x01(\x0e\x32\x1c.ditcast.v1.DisconnectPolicy\x12\x32\n\x0freattach_window\x18\x16 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rvalidate_only\x18\x17 \x01(\x08\x12+\n\x08\x61\x64\x61pters\x18\x18 \x03(\x0b\x32\x19.ditcast.v1.AdapterWeight\x12\x19\n\x11shadow_comparison\x18\x19 \x01(\x08\x42\x12\n\x10_negative_promptB\x08\n\x06_widthB\t\n\x07_heightB\x16\n\x14_num_inference_stepsB\x11\n\x0f_guidance_scaleB\x11\n\x0f_true_cfg_scaleB\x07\n\x05_seedB\r\n\x0b_num_framesB\x06\n\x04_fps\">\n\x10GenerateResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.ditcast.v1.GenerationEvent\"D\n\x16WatchGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x04\"E\n\x17WatchGenerationResponse\x12*\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1b.ditcast.v1.GenerationEvent\"-\n\x17\x43\x61ncelGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"F\n\x18\x43\x61ncelGenerationResponse\x12*\n\x05state\x18\x01 \x01(\x0e\x32\x1b.ditcast.v1.GenerationState\"l\n\x16ListGenerationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x06states\x18\x03 \x03(\x0e\x32\x1b.ditcast.v1.GenerationState\"f\n\x17ListGenerationsResponse\x12\x32\n\x0bgenerations\x18\x01 \x03(\x0b\x32\x1d.ditcast.v1.GenerationSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd8\x01\n\x10\x43onfigureRequest\x12\x30\n\rconfiguration\x18\x01 \x01(\x0b\x32\x19.ditcast.v1.Configuration\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1e\n\x11\x65xpected_revision\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\x12\x14\n\x0c\x61llow_reload\x18\x05 \x01(\x08\x42\x14\n\x12_expected_revision\"q\n\x11\x43onfigureResponse\x12\x30\n\rconfiguration\x18\x01 \x01(\x0b\x32\x19.ditcast.v1.Configuration\x12*\n\x08outcomes\x18\x02 \x03(\x0b\x32\x18.ditcast.v1.FieldOutcome\"=\n\x17GetConfigurationRequest\x12\x15\n\x08revision\x18\x01 \x01(\x04H\x00\x88\x01\x01\x42\x0b\n\t_revision\"L\n\x18GetConfigurationResponse\x12\x30\n\rconfiguration\x18\x01 \x01(\x0b\x32\x19.ditcast.v1.Configuration\"\x18\n\x16GetCapabilitiesRequest\"I\n\x17GetCapabilitiesResponse\x12.\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32\x18.ditcast.v1.Capabilities\"0\n\x12LoadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\";\n\x13LoadAdapterResponse\x12$\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x13.ditcast.v1.Adapter\"$\n\x14UnloadAdapterRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"\x15\n\x13ListAdaptersRequest\"g\n\x14ListAdaptersResponse\x12#\n\x06loaded\x18\x01 \x03(\x0b\x32\x13.ditcast.v1.Adapter\x12*\n\tavailable\x18\x02 \x03(\x0b\x32\x17.ditcast.v1.AdapterFile\"e\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x16\n\x0eweights_digest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x12\n\ncomponents\x18\x05 \x03(\t\"/\n\x0b\x41\x64\x61pterFile\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"\xa6\x01\n\x0bTuneRequest\x12/\n\ngeneration\x18\x01 \x01(\x0b\x32\x1b.ditcast.v1.GenerateRequest\x12\x0f\n\x07prompts\x18\x02 \x03(\t\x12\x18\n\x0btarget_psnr\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12+\n\ncandidates\x18\x04 \x03(\x0b\x32\x17.ditcast.v1.CacheConfigB\x0e\n\x0c_target_psnr\"4\n\x0cTuneResponse\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.ditcast.v1.TuneEvent2\xaf\x07\n\x10\x44iffusionService\x12G\n\x08Generate\x12\x1b.ditcast.v1.GenerateRequest\x1a\x1c.ditcast.v1.GenerateResponse0\x01\x12\\\n\x0fWatchGeneration\x12\".ditcast.v1.WatchGenerationRequest\x1a#.ditcast.v1.WatchGenerationResponse0\x01\x12]\n\x10\x43\x61ncelGeneration\x12#.ditcast.v1.CancelGenerationRequest\x1a$.ditcast.v1.CancelGenerationResponse\x12Z\n\x0fListGenerations\x12\".ditcast.v1.ListGenerationsRequest\x1a#.ditcast.v1.ListGenerationsResponse\x12H\n\tConfigure\x12\x1c.ditcast.v1.ConfigureRequest\x1a\x1d.ditcast.v1.ConfigureResponse\x12]\n\x10GetConfiguration\x12#.ditcast.v1.GetConfigurationRequest\x1a$.ditcast.v1.GetConfigurationResponse\x12Z\n\x0fGetCapabilities\x12\".ditcast.v1.GetCapabilitiesRequest\x1a#.ditcast.v1.GetCapabilitiesResponse\x12N\n\x0bLoadAdapter\x12\x1e.ditcast.v1.LoadAdapterRequest\x1a\x1f.ditcast.v1.LoadAdapterResponse\x12T\n\rUnloadAdapter\x12 .ditcast.v1.UnloadAdapterRequest\x1a!.ditcast.v1.UnloadAdapterResponse\x12Q\n\x0cListAdapters\x12\x1f.ditcast.v1.ListAdaptersRequest\x1a .ditcast.v1.ListAdaptersResponse\x12;\n\x04Tune\x12\x17.ditcast.v1.TuneRequest\x1a\x18.ditcast.v1.TuneResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ditcast.v1.diffusion_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GENERATEREQUEST']._serialized_start=238
-  _globals['_GENERATEREQUEST']._serialized_end=1164
-  _globals['_GENERATERESPONSE']._serialized_start=1166
-  _globals['_GENERATERESPONSE']._serialized_end=1228
-  _globals['_WATCHGENERATIONREQUEST']._serialized_start=1230
-  _globals['_WATCHGENERATIONREQUEST']._serialized_end=1298
-  _globals['_WATCHGENERATIONRESPONSE']._serialized_start=1300
-  _globals['_WATCHGENERATIONRESPONSE']._serialized_end=1369
-  _globals['_CANCELGENERATIONREQUEST']._serialized_start=1371
-  _globals['_CANCELGENERATIONREQUEST']._serialized_end=1416
-  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=1418
-  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=1488
-  _globals['_LISTGENERATIONSREQUEST']._serialized_start=1490
-  _globals['_LISTGENERATIONSREQUEST']._serialized_end=1598
-  _globals['_LISTGENERATIONSRESPONSE']._serialized_start=1600
-  _globals['_LISTGENERATIONSRESPONSE']._serialized_end=1702
-  _globals['_CONFIGUREREQUEST']._serialized_start=1705
-  _globals['_CONFIGUREREQUEST']._serialized_end=1921
-  _globals['_CONFIGURERESPONSE']._serialized_start=1923
-  _globals['_CONFIGURERESPONSE']._serialized_end=2036
-  _globals['_GETCONFIGURATIONREQUEST']._serialized_start=2038
-  _globals['_GETCONFIGURATIONREQUEST']._serialized_end=2099
-  _globals['_GETCONFIGURATIONRESPONSE']._serialized_start=2101
-  _globals['_GETCONFIGURATIONRESPONSE']._serialized_end=2177
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=2179
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=2203
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=2205
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=2278
-  _globals['_LOADADAPTERREQUEST']._serialized_start=2280
-  _globals['_LOADADAPTERREQUEST']._serialized_end=2328
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=2330
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=2389
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2391
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2427
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=2429
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=2452
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=2454
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=2475
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2477
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2580
-  _globals['_ADAPTER']._serialized_start=2582
-  _globals['_ADAPTER']._serialized_end=2683
-  _globals['_ADAPTERFILE']._serialized_start=2685
-  _globals['_ADAPTERFILE']._serialized_end=2732
-  _globals['_DIFFUSIONSERVICE']._serialized_start=2735
-  _globals['_DIFFUSIONSERVICE']._serialized_end=3617
+  _globals['_GENERATEREQUEST']._serialized_start=263
+  _globals['_GENERATEREQUEST']._serialized_end=1216
+  _globals['_GENERATERESPONSE']._serialized_start=1218
+  _globals['_GENERATERESPONSE']._serialized_end=1280
+  _globals['_WATCHGENERATIONREQUEST']._serialized_start=1282
+  _globals['_WATCHGENERATIONREQUEST']._serialized_end=1350
+  _globals['_WATCHGENERATIONRESPONSE']._serialized_start=1352
+  _globals['_WATCHGENERATIONRESPONSE']._serialized_end=1421
+  _globals['_CANCELGENERATIONREQUEST']._serialized_start=1423
+  _globals['_CANCELGENERATIONREQUEST']._serialized_end=1468
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=1470
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=1540
+  _globals['_LISTGENERATIONSREQUEST']._serialized_start=1542
+  _globals['_LISTGENERATIONSREQUEST']._serialized_end=1650
+  _globals['_LISTGENERATIONSRESPONSE']._serialized_start=1652
+  _globals['_LISTGENERATIONSRESPONSE']._serialized_end=1754
+  _globals['_CONFIGUREREQUEST']._serialized_start=1757
+  _globals['_CONFIGUREREQUEST']._serialized_end=1973
+  _globals['_CONFIGURERESPONSE']._serialized_start=1975
+  _globals['_CONFIGURERESPONSE']._serialized_end=2088
+  _globals['_GETCONFIGURATIONREQUEST']._serialized_start=2090
+  _globals['_GETCONFIGURATIONREQUEST']._serialized_end=2151
+  _globals['_GETCONFIGURATIONRESPONSE']._serialized_start=2153
+  _globals['_GETCONFIGURATIONRESPONSE']._serialized_end=2229
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=2231
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=2255
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=2257
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=2330
+  _globals['_LOADADAPTERREQUEST']._serialized_start=2332
+  _globals['_LOADADAPTERREQUEST']._serialized_end=2380
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=2382
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=2441
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=2443
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=2479
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=2481
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=2504
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=2506
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=2527
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2529
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2632
+  _globals['_ADAPTER']._serialized_start=2634
+  _globals['_ADAPTER']._serialized_end=2735
+  _globals['_ADAPTERFILE']._serialized_start=2737
+  _globals['_ADAPTERFILE']._serialized_end=2784
+  _globals['_TUNEREQUEST']._serialized_start=2787
+  _globals['_TUNEREQUEST']._serialized_end=2953
+  _globals['_TUNERESPONSE']._serialized_start=2955
+  _globals['_TUNERESPONSE']._serialized_end=3007
+  _globals['_DIFFUSIONSERVICE']._serialized_start=3010
+  _globals['_DIFFUSIONSERVICE']._serialized_end=3953
 # @@protoc_insertion_point(module_scope)

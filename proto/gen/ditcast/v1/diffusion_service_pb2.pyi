@@ -15,6 +15,7 @@ from collections import abc as _abc
 from ditcast.v1 import acceleration_pb2 as _acceleration_pb2
 from ditcast.v1 import capabilities_pb2 as _capabilities_pb2
 from ditcast.v1 import generation_pb2 as _generation_pb2
+from ditcast.v1 import tuning_pb2 as _tuning_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
@@ -64,6 +65,7 @@ class GenerateRequest(_message.Message):
     REATTACH_WINDOW_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
+    SHADOW_COMPARISON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Key of the generation, at most 128 characters, within the caller's identity.
     Empty: the server makes a UUID (in every event, and in the initial metadata).
@@ -114,6 +116,12 @@ class GenerateRequest(_message.Message):
     validate_only: _builtins.bool
     """Check and resolve the request, answer what `started` would say, run nothing.
     Takes no place in the queue and no id. Default: false.
+    """
+    shadow_comparison: _builtins.bool
+    """Whether the same is run once more without a cache, right after, and compared:
+    `completed.shadow` has PSNR, SSIM and time, and `completed` comes that much
+    later, while the outputs come as ever. Their pixels are compared, before they
+    are encoded. Refused where nothing is cached, and for latents. Default: false.
     """
     @_builtins.property
     def output(self) -> _generation_pb2.OutputOptions:
@@ -197,10 +205,11 @@ class GenerateRequest(_message.Message):
         reattach_window: _duration_pb2.Duration | None = ...,
         validate_only: _builtins.bool = ...,
         adapters: _abc.Iterable[_generation_pb2.AdapterWeight] | None = ...,
+        shadow_comparison: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_inference_steps", b"num_inference_steps", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "progress", b"progress", "reattach_window", b"reattach_window", "seed", b"seed", "timeout", b"timeout", "true_cfg_scale", b"true_cfg_scale", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "adapters", b"adapters", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "images", b"images", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "reattach_window", b"reattach_window", "request_id", b"request_id", "seed", b"seed", "sigmas", b"sigmas", "timeout", b"timeout", "true_cfg_scale", b"true_cfg_scale", "validate_only", b"validate_only", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_num_inference_steps", b"_num_inference_steps", "_seed", b"_seed", "_true_cfg_scale", b"_true_cfg_scale", "_width", b"_width", "adapters", b"adapters", "cache", b"cache", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "images", b"images", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "num_images", b"num_images", "num_inference_steps", b"num_inference_steps", "on_disconnect", b"on_disconnect", "output", b"output", "pipeline_kwargs", b"pipeline_kwargs", "priority", b"priority", "progress", b"progress", "prompt", b"prompt", "reattach_window", b"reattach_window", "request_id", b"request_id", "seed", b"seed", "shadow_comparison", b"shadow_comparison", "sigmas", b"sigmas", "timeout", b"timeout", "true_cfg_scale", b"true_cfg_scale", "validate_only", b"validate_only", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fps: _TypeAlias = _typing.Literal["fps"]  # noqa: Y015
     _WhichOneofArgType__fps: _TypeAlias = _typing.Literal["_fps", b"_fps"]  # noqa: Y015
@@ -815,3 +824,76 @@ class AdapterFile(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdapterFile: _TypeAlias = AdapterFile  # noqa: Y015
+
+@_typing.final
+class TuneRequest(_message.Message):
+    """What cache settings are to be measured on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    TARGET_PSNR_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    target_psnr: _builtins.float
+    """What the mean PSNR of a candidate must reach, over 0 to 60 dB. Unset: 30."""
+    @_builtins.property
+    def generation(self) -> Global___GenerateRequest:
+        """What all generations share. `prompt`, `request_id`, `num_images`, `output`,
+        `cache`, `progress`, `timeout`, `on_disconnect`, `reattach_window` and
+        `validate_only` must be unset. Unset: the defaults.
+        """
+
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is to be seen: one generation for each, and for each candidate; 1 to 32.
+        Four or more tell more than one.
+        """
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[_acceleration_pb2.CacheConfig]:
+        """Cache settings to measure, at most 32, each with a method that caches. Empty:
+        a dozen of DBCache, from careful to bold, fitted to the number of steps.
+        """
+
+    def __init__(
+        self,
+        *,
+        generation: Global___GenerateRequest | None = ...,
+        prompts: _abc.Iterable[_builtins.str] | None = ...,
+        target_psnr: _builtins.float | None = ...,
+        candidates: _abc.Iterable[_acceleration_pb2.CacheConfig] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_psnr", b"_target_psnr", "generation", b"generation", "target_psnr", b"target_psnr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr", b"_target_psnr", "candidates", b"candidates", "generation", b"generation", "prompts", b"prompts", "target_psnr", b"target_psnr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__target_psnr: _TypeAlias = _typing.Literal["target_psnr"]  # noqa: Y015
+    _WhichOneofArgType__target_psnr: _TypeAlias = _typing.Literal["_target_psnr", b"_target_psnr"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_psnr) -> _WhichOneofReturnType__target_psnr | None: ...
+
+Global___TuneRequest: _TypeAlias = TuneRequest  # noqa: Y015
+
+@_typing.final
+class TuneResponse(_message.Message):
+    """One event of the measurement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _tuning_pb2.TuneEvent:
+        """The event. Always set."""
+
+    def __init__(
+        self,
+        *,
+        event: _tuning_pb2.TuneEvent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TuneResponse: _TypeAlias = TuneResponse  # noqa: Y015

@@ -85,6 +85,11 @@ class DiffusionServiceStub(object):
                 request_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersRequest.SerializeToString,
                 response_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersResponse.FromString,
                 _registered_method=True)
+        self.Tune = channel.unary_stream(
+                '/ditcast.v1.DiffusionService/Tune',
+                request_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.TuneRequest.SerializeToString,
+                response_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.TuneResponse.FromString,
+                _registered_method=True)
 
 
 class DiffusionServiceServicer(object):
@@ -103,10 +108,10 @@ class DiffusionServiceServicer(object):
         INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
         any rank is touched. ALREADY_EXISTS: `request_id` was used with other
         content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-        RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
-        RetryInfo, from what generations were measured to take), the device has not
-        enough memory for this request (without), or the reader took nothing for too
-        long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
+        RESOURCE_EXHAUSTED: the queue is full, too many bytes are in flight or the
+        client has as much as one may (with RetryInfo, from what generations were
+        measured to take), the device has not enough memory for this request (without),
+        or the reader took nothing for too long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
         were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
         limit or a cancel; the RPC ends at once, the ranks are free at the next
         step. INTERNAL: a fault of the server, with an id that stands in its log.
@@ -212,6 +217,28 @@ class DiffusionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tune(self, request, context):
+        """Tune measures cache settings on the caller's own prompts, against the same
+        pictures without a cache, and recommends the fastest that are near enough.
+
+        It is a series of ordinary generations of the caller's, one at a time, each
+        in its turn and within the caller's limits; their results are not kept. It
+        changes nothing: Configure puts what it recommends into force. When the
+        caller leaves, or its deadline passes, it ends at the next step. The server
+        runs one Tune at a time.
+
+        The stream ends with `completed` and OK, or with another status. As of
+        Generate, and: INVALID_ARGUMENT names every wrong field of the request, of
+        each prompt and of each candidate at once, before any rank is touched.
+        RESOURCE_EXHAUSTED, reason TUNE_RUNNING: another one runs (with RetryInfo). A
+        full queue refuses the first generation alone; the later ones wait and try
+        again. ABORTED, reason CONFIGURATION_CHANGED: pictures of two revisions
+        cannot be compared.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiffusionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -264,6 +291,11 @@ def add_DiffusionServiceServicer_to_server(servicer, server):
                     servicer.ListAdapters,
                     request_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersRequest.FromString,
                     response_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersResponse.SerializeToString,
+            ),
+            'Tune': grpc.unary_stream_rpc_method_handler(
+                    servicer.Tune,
+                    request_deserializer=ditcast_dot_v1_dot_diffusion__service__pb2.TuneRequest.FromString,
+                    response_serializer=ditcast_dot_v1_dot_diffusion__service__pb2.TuneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -537,6 +569,33 @@ class DiffusionService(object):
             '/ditcast.v1.DiffusionService/ListAdapters',
             ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersRequest.SerializeToString,
             ditcast_dot_v1_dot_diffusion__service__pb2.ListAdaptersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/ditcast.v1.DiffusionService/Tune',
+            ditcast_dot_v1_dot_diffusion__service__pb2.TuneRequest.SerializeToString,
+            ditcast_dot_v1_dot_diffusion__service__pb2.TuneResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -53,10 +53,10 @@ class DiffusionServiceStub:
     INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
     any rank is touched. ALREADY_EXISTS: `request_id` was used with other
     content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-    RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
-    RetryInfo, from what generations were measured to take), the device has not
-    enough memory for this request (without), or the reader took nothing for too
-    long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
+    RESOURCE_EXHAUSTED: the queue is full, too many bytes are in flight or the
+    client has as much as one may (with RetryInfo, from what generations were
+    measured to take), the device has not enough memory for this request (without),
+    or the reader took nothing for too long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
     were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
     limit or a cancel; the RPC ends at once, the ranks are free at the next
     step. INTERNAL: a fault of the server, with an id that stands in its log.
@@ -121,6 +121,24 @@ class DiffusionServiceStub:
     """
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_diffusion_service_pb2.ListAdaptersRequest, _diffusion_service_pb2.ListAdaptersResponse]
     """ListAdapters lists the adapters that are loaded, and the files that could be."""
+    Tune: _grpc.UnaryStreamMultiCallable[_diffusion_service_pb2.TuneRequest, _diffusion_service_pb2.TuneResponse]
+    """Tune measures cache settings on the caller's own prompts, against the same
+    pictures without a cache, and recommends the fastest that are near enough.
+
+    It is a series of ordinary generations of the caller's, one at a time, each
+    in its turn and within the caller's limits; their results are not kept. It
+    changes nothing: Configure puts what it recommends into force. When the
+    caller leaves, or its deadline passes, it ends at the next step. The server
+    runs one Tune at a time.
+
+    The stream ends with `completed` and OK, or with another status. As of
+    Generate, and: INVALID_ARGUMENT names every wrong field of the request, of
+    each prompt and of each candidate at once, before any rank is touched.
+    RESOURCE_EXHAUSTED, reason TUNE_RUNNING: another one runs (with RetryInfo). A
+    full queue refuses the first generation alone; the later ones wait and try
+    again. ABORTED, reason CONFIGURATION_CHANGED: pictures of two revisions
+    cannot be compared.
+    """
 
 @_typing.type_check_only
 class DiffusionServiceAsyncStub(DiffusionServiceStub):
@@ -139,10 +157,10 @@ class DiffusionServiceAsyncStub(DiffusionServiceStub):
     INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
     any rank is touched. ALREADY_EXISTS: `request_id` was used with other
     content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-    RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
-    RetryInfo, from what generations were measured to take), the device has not
-    enough memory for this request (without), or the reader took nothing for too
-    long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
+    RESOURCE_EXHAUSTED: the queue is full, too many bytes are in flight or the
+    client has as much as one may (with RetryInfo, from what generations were
+    measured to take), the device has not enough memory for this request (without),
+    or the reader took nothing for too long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
     were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
     limit or a cancel; the RPC ends at once, the ranks are free at the next
     step. INTERNAL: a fault of the server, with an id that stands in its log.
@@ -207,6 +225,24 @@ class DiffusionServiceAsyncStub(DiffusionServiceStub):
     """
     ListAdapters: _aio.UnaryUnaryMultiCallable[_diffusion_service_pb2.ListAdaptersRequest, _diffusion_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
     """ListAdapters lists the adapters that are loaded, and the files that could be."""
+    Tune: _aio.UnaryStreamMultiCallable[_diffusion_service_pb2.TuneRequest, _diffusion_service_pb2.TuneResponse]  # type: ignore[assignment]
+    """Tune measures cache settings on the caller's own prompts, against the same
+    pictures without a cache, and recommends the fastest that are near enough.
+
+    It is a series of ordinary generations of the caller's, one at a time, each
+    in its turn and within the caller's limits; their results are not kept. It
+    changes nothing: Configure puts what it recommends into force. When the
+    caller leaves, or its deadline passes, it ends at the next step. The server
+    runs one Tune at a time.
+
+    The stream ends with `completed` and OK, or with another status. As of
+    Generate, and: INVALID_ARGUMENT names every wrong field of the request, of
+    each prompt and of each candidate at once, before any rank is touched.
+    RESOURCE_EXHAUSTED, reason TUNE_RUNNING: another one runs (with RetryInfo). A
+    full queue refuses the first generation alone; the later ones wait and try
+    again. ABORTED, reason CONFIGURATION_CHANGED: pictures of two revisions
+    cannot be compared.
+    """
 
 class DiffusionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Serves generations of one loaded pipeline."""
@@ -228,10 +264,10 @@ class DiffusionServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
         any rank is touched. ALREADY_EXISTS: `request_id` was used with other
         content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-        RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
-        RetryInfo, from what generations were measured to take), the device has not
-        enough memory for this request (without), or the reader took nothing for too
-        long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
+        RESOURCE_EXHAUSTED: the queue is full, too many bytes are in flight or the
+        client has as much as one may (with RetryInfo, from what generations were
+        measured to take), the device has not enough memory for this request (without),
+        or the reader took nothing for too long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
         were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
         limit or a cancel; the RPC ends at once, the ranks are free at the next
         step. INTERNAL: a fault of the server, with an id that stands in its log.
@@ -350,5 +386,29 @@ class DiffusionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_diffusion_service_pb2.ListAdaptersResponse, _abc.Awaitable[_diffusion_service_pb2.ListAdaptersResponse]]:
         """ListAdapters lists the adapters that are loaded, and the files that could be."""
+
+    @_abc_1.abstractmethod
+    def Tune(
+        self,
+        request: _diffusion_service_pb2.TuneRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_diffusion_service_pb2.TuneResponse], _abc.AsyncIterator[_diffusion_service_pb2.TuneResponse]]:
+        """Tune measures cache settings on the caller's own prompts, against the same
+        pictures without a cache, and recommends the fastest that are near enough.
+
+        It is a series of ordinary generations of the caller's, one at a time, each
+        in its turn and within the caller's limits; their results are not kept. It
+        changes nothing: Configure puts what it recommends into force. When the
+        caller leaves, or its deadline passes, it ends at the next step. The server
+        runs one Tune at a time.
+
+        The stream ends with `completed` and OK, or with another status. As of
+        Generate, and: INVALID_ARGUMENT names every wrong field of the request, of
+        each prompt and of each candidate at once, before any rank is touched.
+        RESOURCE_EXHAUSTED, reason TUNE_RUNNING: another one runs (with RetryInfo). A
+        full queue refuses the first generation alone; the later ones wait and try
+        again. ABORTED, reason CONFIGURATION_CHANGED: pictures of two revisions
+        cannot be compared.
+        """
 
 def add_DiffusionServiceServicer_to_server(servicer: DiffusionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -423,7 +423,9 @@ class GenerationEvent(_message.Message):
 
     @_builtins.property
     def restarted(self) -> Global___Restarted:
-        """The ranks were lost and the generation begins again, from step 1."""
+        """The ranks were lost, or the batch that the generation was in failed: it
+        begins again, from step 1.
+        """
 
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat:
@@ -505,12 +507,19 @@ class Started(_message.Message):
     CONFIGURATION_REVISION_FIELD_NUMBER: _builtins.int
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
     configuration_revision: _builtins.int
     """Revision of the configuration that it runs with."""
     world_size: _builtins.int
     """Number of ranks."""
     epoch: _builtins.int
-    """Epoch of the group of ranks, from 1; grows each time the ranks are replaced."""
+    """Epoch of the group of ranks, from 1; grows each time ranks are started, of
+    whichever group.
+    """
+    batch_size: _builtins.int
+    """Generations that share the call of the pipeline that begins, this one too: 1
+    unless the server batches. 0: the server does not say.
+    """
     @_builtins.property
     def parameters(self) -> Global___ResolvedParameters:
         """The request with every default filled in."""
@@ -522,10 +531,11 @@ class Started(_message.Message):
         configuration_revision: _builtins.int = ...,
         world_size: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["configuration_revision", b"configuration_revision", "epoch", b"epoch", "parameters", b"parameters", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "configuration_revision", b"configuration_revision", "epoch", b"epoch", "parameters", b"parameters", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -954,8 +964,9 @@ Global___Warning: _TypeAlias = Warning  # noqa: Y015
 class Restarted(_message.Message):
     """The ranks were lost and the generation begins again with its own stored
     settings. Its steps count from 1 again; no second `started` follows, and what
-    `started` said still holds, the epoch apart. Chunks that were already sent are
-    void.
+    `started` said still holds, the epoch and the size of a batch apart. Chunks that
+    were already sent are void. Where a batch failed that it was in, it begins again
+    alone, on the same ranks.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -967,11 +978,13 @@ class Restarted(_message.Message):
     attempt: _builtins.int
     """Which run begins, from 2."""
     max_attempts: _builtins.int
-    """How many runs there may be."""
+    """How many runs there may be; one that failed with a batch comes on top."""
     epoch: _builtins.int
-    """Epoch of the new group of ranks."""
+    """Epoch of the group of ranks that it begins again on. 0: the server has several groups, and it
+    begins again on whichever is free first.
+    """
     reason: _builtins.str
-    """Why the ranks were lost, in a sentence."""
+    """Why the ranks were lost, or the run failed, in a sentence."""
     def __init__(
         self,
         *,
@@ -1064,6 +1077,7 @@ class Completed(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def receipt(self) -> Global___Receipt:
         """What it takes to make the same bytes again."""
@@ -1080,6 +1094,12 @@ class Completed(_message.Message):
     def memory(self) -> _containers.RepeatedCompositeFieldContainer[Global___RankMemory]:
         """Device memory, one entry a rank; main memory where there is no accelerator."""
 
+    @_builtins.property
+    def shadow(self) -> Global___ShadowComparison:
+        """How the outputs compare to those without a cache. Unset: not asked for, or it
+        could not be made, which a `warning` of the field `shadow_comparison` says.
+        """
+
     def __init__(
         self,
         *,
@@ -1087,14 +1107,86 @@ class Completed(_message.Message):
         timings: Global___Timings | None = ...,
         cache: Global___CacheReport | None = ...,
         memory: _abc.Iterable[Global___RankMemory] | None = ...,
+        shadow: Global___ShadowComparison | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "receipt", b"receipt", "timings", b"timings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "receipt", b"receipt", "shadow", b"shadow", "timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "memory", b"memory", "receipt", b"receipt", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "memory", b"memory", "receipt", b"receipt", "shadow", b"shadow", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Completed: _TypeAlias = Completed  # noqa: Y015
+
+@_typing.final
+class ShadowComparison(_message.Message):
+    """The same request without a cache, run right after, and how near the outputs are
+    to its own.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    UNCACHED_DENOISE_FIELD_NUMBER: _builtins.int
+    TIME_RATIO_FIELD_NUMBER: _builtins.int
+    time_ratio: _builtins.float
+    """`timings.denoise` to `uncached_denoise`."""
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutputLikeness]:
+        """One entry an output, in their order."""
+
+    @_builtins.property
+    def uncached_denoise(self) -> _duration_pb2.Duration:
+        """How long denoising took without a cache; with it: `timings.denoise`."""
+
+    def __init__(
+        self,
+        *,
+        outputs: _abc.Iterable[Global___OutputLikeness] | None = ...,
+        uncached_denoise: _duration_pb2.Duration | None = ...,
+        time_ratio: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["uncached_denoise", b"uncached_denoise"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "time_ratio", b"time_ratio", "uncached_denoise", b"uncached_denoise"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowComparison: _TypeAlias = ShadowComparison  # noqa: Y015
+
+@_typing.final
+class OutputLikeness(_message.Message):
+    """How near an output is to the one without a cache."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_INDEX_FIELD_NUMBER: _builtins.int
+    PSNR_FIELD_NUMBER: _builtins.int
+    SSIM_FIELD_NUMBER: _builtins.int
+    output_index: _builtins.int
+    """Which output, from 0."""
+    psnr: _builtins.float
+    """Peak signal-to-noise ratio over all pixels and colours, in dB, at most 60. Of a
+    video over all its frames.
+    """
+    ssim: _builtins.float
+    """Structural similarity after Wang et al. (2004): a Gaussian window of 11 pixels
+    and sigma 1.5, the mean over the three colours; up to 1. Of a video the mean
+    over its frames.
+    """
+    def __init__(
+        self,
+        *,
+        output_index: _builtins.int = ...,
+        psnr: _builtins.float = ...,
+        ssim: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_index", b"output_index", "psnr", b"psnr", "ssim", b"ssim"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputLikeness: _TypeAlias = OutputLikeness  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):
@@ -1137,6 +1229,8 @@ class Receipt(_message.Message):
     SIGMAS_USED_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     DETERMINISTIC_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model, as the server was told to load it: hub id or folder name."""
     model_revision: _builtins.str
@@ -1144,7 +1238,7 @@ class Receipt(_message.Message):
     weights_digest: _builtins.str
     """SHA-256 over the weight files, in hexadecimal."""
     world_size: _builtins.int
-    """Number of ranks."""
+    """Number of ranks, in the group that made it."""
     threads_per_rank: _builtins.int
     """Threads of each rank, from 1."""
     device: _builtins.str
@@ -1156,6 +1250,14 @@ class Receipt(_message.Message):
     deterministic: _builtins.bool
     """Whether the same receipt on the same machine is known to give the same
     bytes. False where that is not known to hold.
+    """
+    group: _builtins.int
+    """Which group of ranks made it, from 0. The bytes do not depend on it."""
+    batch_size: _builtins.int
+    """Generations that were made in the same call of the pipeline, this one too: 1
+    unless the server batches. 0: the server does not say. From 2 on
+    `deterministic` is false: made again, alone, its noise is the same and its
+    bytes may differ.
     """
     @_builtins.property
     def parameters(self) -> Global___ResolvedParameters:
@@ -1201,10 +1303,12 @@ class Receipt(_message.Message):
         sigmas_used: _abc.Iterable[_builtins.float] | None = ...,
         outputs: _abc.Iterable[Global___OutputDigest] | None = ...,
         deterministic: _builtins.bool = ...,
+        group: _builtins.int = ...,
+        batch_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_model_revision", b"_model_revision", "configuration", b"configuration", "model_revision", b"model_revision", "parallelism", b"parallelism", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_revision", b"_model_revision", "configuration", b"configuration", "configuration_revision", b"configuration_revision", "deterministic", b"deterministic", "device", b"device", "dtype", b"dtype", "library_versions", b"library_versions", "model_id", b"model_id", "model_revision", b"model_revision", "outputs", b"outputs", "parallelism", b"parallelism", "parameters", b"parameters", "sigmas_used", b"sigmas_used", "threads_per_rank", b"threads_per_rank", "weights_digest", b"weights_digest", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_revision", b"_model_revision", "batch_size", b"batch_size", "configuration", b"configuration", "configuration_revision", b"configuration_revision", "deterministic", b"deterministic", "device", b"device", "dtype", b"dtype", "group", b"group", "library_versions", b"library_versions", "model_id", b"model_id", "model_revision", b"model_revision", "outputs", b"outputs", "parallelism", b"parallelism", "parameters", b"parameters", "sigmas_used", b"sigmas_used", "threads_per_rank", b"threads_per_rank", "weights_digest", b"weights_digest", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model_revision: _TypeAlias = _typing.Literal["model_revision"]  # noqa: Y015
     _WhichOneofArgType__model_revision: _TypeAlias = _typing.Literal["_model_revision", b"_model_revision"]  # noqa: Y015
@@ -1263,6 +1367,7 @@ class Timings(_message.Message):
     ENCODE_PROMPT_FIELD_NUMBER: _builtins.int
     STEP_MEDIAN_FIELD_NUMBER: _builtins.int
     PREVIEWS_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queued(self) -> _duration_pb2.Duration:
         """From being accepted to leaving the queue."""
@@ -1311,6 +1416,12 @@ class Timings(_message.Message):
     def previews(self) -> _duration_pb2.Duration:
         """Of `denoise`: making previews, on the ranks."""
 
+    @_builtins.property
+    def shadow(self) -> _duration_pb2.Duration:
+        """From the last encoded byte to the end of a shadow comparison: waiting for the
+        ranks, running without a cache, comparing. 0: none was asked for.
+        """
+
     def __init__(
         self,
         *,
@@ -1325,10 +1436,11 @@ class Timings(_message.Message):
         encode_prompt: _duration_pb2.Duration | None = ...,
         step_median: _duration_pb2.Duration | None = ...,
         previews: _duration_pb2.Duration | None = ...,
+        shadow: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "denoise", b"denoise", "encode", b"encode", "encode_prompt", b"encode_prompt", "load", b"load", "prepare", b"prepare", "previews", b"previews", "queued", b"queued", "step_median", b"step_median", "total", b"total", "warm_up", b"warm_up"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "denoise", b"denoise", "encode", b"encode", "encode_prompt", b"encode_prompt", "load", b"load", "prepare", b"prepare", "previews", b"previews", "queued", b"queued", "shadow", b"shadow", "step_median", b"step_median", "total", b"total", "warm_up", b"warm_up"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "denoise", b"denoise", "encode", b"encode", "encode_prompt", b"encode_prompt", "load", b"load", "prepare", b"prepare", "previews", b"previews", "queued", b"queued", "step_median", b"step_median", "total", b"total", "warm_up", b"warm_up"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "denoise", b"denoise", "encode", b"encode", "encode_prompt", b"encode_prompt", "load", b"load", "prepare", b"prepare", "previews", b"previews", "queued", b"queued", "shadow", b"shadow", "step_median", b"step_median", "total", b"total", "warm_up", b"warm_up"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,7 +63,8 @@ export type Configuration = Message<"ditcast.v1.Configuration"> & {
 
   /**
    * Attention implementation, a name that diffusers or cache-dit registers, for
-   * instance "native", "flash", "sage". Unset: the pipeline's own choice.
+   * instance "native", "flash", "sage". Tried before it is used: one that does not
+   * run where the ranks are is refused. Unset: the pipeline's own choice.
    *
    * @generated from field: optional string attention_backend = 5;
    */
@@ -235,6 +236,10 @@ export const GenerationDefaultsSchema: GenMessage<GenerationDefaults> = /*@__PUR
  * Caching of transformer blocks between steps. Exactly one method must be set; a
  * message without one is refused (INVALID_ARGUMENT).
  *
+ * In a pipeline with several transformers, or several lists of blocks, each has a
+ * cache of its own under these settings, with its own first steps, counts and
+ * bounds; a mask counts the steps of the generation for all of them.
+ *
  * @generated from message ditcast.v1.CacheConfig
  */
 export type CacheConfig = Message<"ditcast.v1.CacheConfig"> & {
@@ -349,15 +354,16 @@ export type DBCache = Message<"ditcast.v1.DBCache"> & {
 
   /**
    * Relative L1 difference of the residual, from 0, below which a step is
-   * reused. Higher is faster and less exact; 0 never reuses. Unset: 0.08.
+   * reused. Higher is faster and less exact; 0 never reuses, and from 1 on steps
+   * are reused without being measured. Unset: 0.08.
    *
    * @generated from field: optional double residual_diff_threshold = 3;
    */
   residualDiffThreshold?: number | undefined;
 
   /**
-   * Sum of the differences since the last computed step, over 0, from which a
-   * step is computed whatever its own difference. Unset: no bound.
+   * Sum of the differences measured in a generation, over 0, from which all its
+   * further steps are computed. Unset: no bound.
    *
    * @generated from field: optional double max_accumulated_residual_diff_threshold = 4;
    */
@@ -452,8 +458,8 @@ export type DBCache = Message<"ditcast.v1.DBCache"> & {
   stepsComputationPolicy?: StepsComputationPolicy | undefined;
 
   /**
-   * Transformer call, from 1, after which the cache starts afresh.
-   * Unset: never.
+   * Transformer call, from 1, after which the cache starts afresh. Even where a
+   * request makes two calls a step. Unset: never.
    *
    * @generated from field: optional int32 force_refresh_step_hint = 16;
    */
@@ -498,8 +504,9 @@ export type DBPrune = Message<"ditcast.v1.DBPrune"> & {
   bnComputeBlocks?: number | undefined;
 
   /**
-   * Relative L1 difference of a block's residual, from 0, below which the block
-   * is skipped. Higher is faster and less exact; 0 never skips. Unset: 0.08.
+   * Relative L1 difference of a block's input, from 0, below which the block is
+   * skipped. Higher is faster and less exact; 0 never skips, and from 1 on blocks
+   * are skipped without being measured. Unset: 0.08.
    *
    * @generated from field: optional double residual_diff_threshold = 3;
    */
@@ -602,8 +609,8 @@ export type DBPrune = Message<"ditcast.v1.DBPrune"> & {
   stepsComputationPolicy?: StepsComputationPolicy | undefined;
 
   /**
-   * Transformer call, from 1, after which the cache starts afresh.
-   * Unset: never.
+   * Transformer call, from 1, after which the cache starts afresh. Even where a
+   * request makes two calls a step. Unset: never.
    *
    * @generated from field: optional int32 force_refresh_step_hint = 16;
    */
@@ -872,7 +879,8 @@ export type ParallelismConfig = Message<"ditcast.v1.ParallelismConfig"> & {
 
   /**
    * Other components that are split too, by their names in the pipeline, for
-   * instance "text_encoder" and "vae". Empty: the transformer alone.
+   * instance "text_encoder", "vae" and "controlnet" (not with tensor parallelism).
+   * Empty: the transformer alone.
    *
    * @generated from field: repeated string extra_parallel_modules = 11;
    */
@@ -895,7 +903,8 @@ export const ParallelismConfigSchema: GenMessage<ParallelismConfig> = /*@__PURE_
   messageDesc(file_ditcast_v1_acceleration, 10);
 
 /**
- * How weights are quantised at load. Every change here needs a reload. Functions
+ * How weights are quantised at load. Every kind needs a CUDA device, and all but
+ * "svdq_..." need torchao. Every change here needs a reload. Functions
  * that cache-dit takes (`filter_fn`, `calibrate_fn`) have no place on the wire.
  *
  * @generated from message ditcast.v1.QuantizeConfig

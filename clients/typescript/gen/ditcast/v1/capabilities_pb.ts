@@ -17,11 +17,11 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file ditcast/v1/capabilities.proto.
  */
 export const file_ditcast_v1_capabilities: GenFile = /*@__PURE__*/
-  fileDesc("Ch1kaXRjYXN0L3YxL2NhcGFiaWxpdGllcy5wcm90bxIKZGl0Y2FzdC52MSLeBgoMQ2FwYWJpbGl0aWVzEhgKEGNvbnRyYWN0X3ZlcnNpb24YASABKAkSFgoOc2VydmVyX3ZlcnNpb24YAiABKAkSIAoFbW9kZWwYAyABKAsyES5kaXRjYXN0LnYxLk1vZGVsEhIKCndvcmxkX3NpemUYBCABKAUSDgoGZGV2aWNlGAUgASgJEikKCnBhcmFtZXRlcnMYBiADKAsyFS5kaXRjYXN0LnYxLlBhcmFtZXRlchIiCgZsaW1pdHMYByABKAsyEi5kaXRjYXN0LnYxLkxpbWl0cxI1Cg1jYWNoZV9tZXRob2RzGAggAygLMh4uZGl0Y2FzdC52MS5DYWNoZU1ldGhvZFN1cHBvcnQSNwoOcGFyYWxsZWxfbW9kZXMYCSADKAsyHy5kaXRjYXN0LnYxLlBhcmFsbGVsTW9kZVN1cHBvcnQSMAoOb3V0cHV0X2Zvcm1hdHMYCiADKA4yGC5kaXRjYXN0LnYxLk91dHB1dEZvcm1hdBJAChZ1bmludGVycnVwdGlibGVfc3RhZ2VzGAsgAygLMiAuZGl0Y2FzdC52MS5VbmludGVycnVwdGlibGVTdGFnZRJHChBsaWJyYXJ5X3ZlcnNpb25zGAwgAygLMi0uZGl0Y2FzdC52MS5DYXBhYmlsaXRpZXMuTGlicmFyeVZlcnNpb25zRW50cnkSMgoMdHJhbnNmb3JtZXJzGA0gAygLMhwuZGl0Y2FzdC52MS5UcmFuc2Zvcm1lckZhY3RzEhMKC2NhbmNlbGxhYmxlGA4gASgIEiEKGW5lZ2F0aXZlX3Byb21wdF9zdXBwb3J0ZWQYDyABKAgSGgoScHJldmlld3Nfc3VwcG9ydGVkGBAgASgIEjUKEWlucHV0X2ltYWdlX3JvbGVzGBEgAygOMhouZGl0Y2FzdC52MS5JbnB1dEltYWdlUm9sZRIXCg9zY2hlZHVsZXJfY2xhc3MYEiABKAkSGgoSYWRhcHRlcnNfc3VwcG9ydGVkGBMgASgIEhQKDG1ha2VzX3ZpZGVvcxgUIAEoCBIYChB0aHJlYWRzX3Blcl9yYW5rGBUgASgFGjYKFExpYnJhcnlWZXJzaW9uc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEidgoFTW9kZWwSCgoCaWQYASABKAkSFQoIcmV2aXNpb24YAiABKAlIAIgBARIWCg5waXBlbGluZV9jbGFzcxgDIAEoCRIWCg53ZWlnaHRzX2RpZ2VzdBgEIAEoCRINCgVkdHlwZRgFIAEoCUILCglfcmV2aXNpb24i8gEKCVBhcmFtZXRlchIMCgRuYW1lGAEgASgJEicKBHR5cGUYAiABKA4yGS5kaXRjYXN0LnYxLlBhcmFtZXRlclR5cGUSJwoHZGVmYXVsdBgDIAEoCzIWLmdvb2dsZS5wcm90b2J1Zi5WYWx1ZRIUCgdtaW5pbXVtGAQgASgBSACIAQESFAoHbWF4aW11bRgFIAEoAUgBiAEBEhMKC2Rlc2NyaXB0aW9uGAYgASgJEhoKEmluX3BpcGVsaW5lX2t3YXJncxgHIAEoCBIQCghyZXF1aXJlZBgIIAEoCEIKCghfbWluaW11bUIKCghfbWF4aW11bSIwCgxJbnRlZ2VyUmFuZ2USDwoHbWluaW11bRgBIAEoAxIPCgdtYXhpbXVtGAIgASgDIu0HCgZMaW1pdHMSNQoTbnVtX2luZmVyZW5jZV9zdGVwcxgBIAEoCzIYLmRpdGNhc3QudjEuSW50ZWdlclJhbmdlEi0KC3NpZGVfcGl4ZWxzGAIgASgLMhguZGl0Y2FzdC52MS5JbnRlZ2VyUmFuZ2USFQoNc2l6ZV9tdWx0aXBsZRgDIAEoBRIdChVpbWFnZV90b2tlbnNfbXVsdGlwbGUYBCABKAUSLgoMdG90YWxfcGl4ZWxzGAUgASgLMhguZGl0Y2FzdC52MS5JbnRlZ2VyUmFuZ2USLAoKbnVtX2ltYWdlcxgGIAEoCzIYLmRpdGNhc3QudjEuSW50ZWdlclJhbmdlEiwKCm51bV9mcmFtZXMYByABKAsyGC5kaXRjYXN0LnYxLkludGVnZXJSYW5nZRIuCgxwcm9tcHRfYnl0ZXMYCCABKAsyGC5kaXRjYXN0LnYxLkludGVnZXJSYW5nZRI3ChVyZXF1ZXN0X2lkX2NoYXJhY3RlcnMYCSABKAsyGC5kaXRjYXN0LnYxLkludGVnZXJSYW5nZRIuCgxpbnB1dF9pbWFnZXMYCiABKAsyGC5kaXRjYXN0LnYxLkludGVnZXJSYW5nZRIZChFtYXhfcmVxdWVzdF9ieXRlcxgLIAEoAxIYChBtYXhfb3V0cHV0X2J5dGVzGAwgASgDEhoKEm91dHB1dF9jaHVua19ieXRlcxgNIAEoBRIWCg5xdWV1ZV9jYXBhY2l0eRgOIAEoBRIcChRtYXhfZmllbGRfdmlvbGF0aW9ucxgPIAEoBRIuCgttYXhfdGltZW91dBgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI2ChNtYXhfcmVhdHRhY2hfd2luZG93GBEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjUKEmhlYXJ0YmVhdF9pbnRlcnZhbBgSIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIxCg5yZWFkZXJfdGltZW91dBgTIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCglyZXRlbnRpb24YFCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNAoRbWluX3BpbmdfaW50ZXJ2YWwYFSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SFQoNbWF4X292ZXJ0YWtlcxgWIAEoBRIbChNtYXhfYnl0ZXNfaW5fZmxpZ2h0GBcgASgDEhcKD251bV9mcmFtZXNfc3RlcBgYIAEoBRIYChBtYXhfaW5wdXRfcGl4ZWxzGBkgASgDIkQKEkNhY2hlTWV0aG9kU3VwcG9ydBIMCgRuYW1lGAEgASgJEhAKCHBvc3NpYmxlGAIgASgIEg4KBnJlYXNvbhgDIAEoCSJFChNQYXJhbGxlbE1vZGVTdXBwb3J0EgwKBG5hbWUYASABKAkSEAoIcG9zc2libGUYAiABKAgSDgoGcmVhc29uGAMgASgJIjkKFFVuaW50ZXJydXB0aWJsZVN0YWdlEgwKBG5hbWUYASABKAkSEwoLZGVzY3JpcHRpb24YAiABKAkiWwoQVHJhbnNmb3JtZXJGYWN0cxIMCgRuYW1lGAEgASgJEhIKCmNsYXNzX25hbWUYAiABKAkSEgoKbnVtX2Jsb2NrcxgDIAEoBRIRCgludW1faGVhZHMYBCABKAUq8AIKDVBhcmFtZXRlclR5cGUSHgoaUEFSQU1FVEVSX1RZUEVfVU5TUEVDSUZJRUQQABIaChZQQVJBTUVURVJfVFlQRV9CT09MRUFOEAESGgoWUEFSQU1FVEVSX1RZUEVfSU5URUdFUhACEhkKFVBBUkFNRVRFUl9UWVBFX05VTUJFUhADEhkKFVBBUkFNRVRFUl9UWVBFX1NUUklORxAEEh8KG1BBUkFNRVRFUl9UWVBFX0JPT0xFQU5fTElTVBAFEh8KG1BBUkFNRVRFUl9UWVBFX0lOVEVHRVJfTElTVBAGEh4KGlBBUkFNRVRFUl9UWVBFX05VTUJFUl9MSVNUEAcSHgoaUEFSQU1FVEVSX1RZUEVfU1RSSU5HX0xJU1QQCBIYChRQQVJBTUVURVJfVFlQRV9JTUFHRRAJEhYKElBBUkFNRVRFUl9UWVBFX0FOWRAKEh0KGVBBUkFNRVRFUl9UWVBFX0lNQUdFX0xJU1QQC2IGcHJvdG8z", [file_ditcast_v1_generation, file_google_protobuf_duration, file_google_protobuf_struct]);
+  fileDesc("Ch1kaXRjYXN0L3YxL2NhcGFiaWxpdGllcy5wcm90bxIKZGl0Y2FzdC52MSKeBwoMQ2FwYWJpbGl0aWVzEhgKEGNvbnRyYWN0X3ZlcnNpb24YASABKAkSFgoOc2VydmVyX3ZlcnNpb24YAiABKAkSIAoFbW9kZWwYAyABKAsyES5kaXRjYXN0LnYxLk1vZGVsEhIKCndvcmxkX3NpemUYBCABKAUSDgoGZGV2aWNlGAUgASgJEikKCnBhcmFtZXRlcnMYBiADKAsyFS5kaXRjYXN0LnYxLlBhcmFtZXRlchIiCgZsaW1pdHMYByABKAsyEi5kaXRjYXN0LnYxLkxpbWl0cxI1Cg1jYWNoZV9tZXRob2RzGAggAygLMh4uZGl0Y2FzdC52MS5DYWNoZU1ldGhvZFN1cHBvcnQSNwoOcGFyYWxsZWxfbW9kZXMYCSADKAsyHy5kaXRjYXN0LnYxLlBhcmFsbGVsTW9kZVN1cHBvcnQSMAoOb3V0cHV0X2Zvcm1hdHMYCiADKA4yGC5kaXRjYXN0LnYxLk91dHB1dEZvcm1hdBJAChZ1bmludGVycnVwdGlibGVfc3RhZ2VzGAsgAygLMiAuZGl0Y2FzdC52MS5VbmludGVycnVwdGlibGVTdGFnZRJHChBsaWJyYXJ5X3ZlcnNpb25zGAwgAygLMi0uZGl0Y2FzdC52MS5DYXBhYmlsaXRpZXMuTGlicmFyeVZlcnNpb25zRW50cnkSMgoMdHJhbnNmb3JtZXJzGA0gAygLMhwuZGl0Y2FzdC52MS5UcmFuc2Zvcm1lckZhY3RzEhMKC2NhbmNlbGxhYmxlGA4gASgIEiEKGW5lZ2F0aXZlX3Byb21wdF9zdXBwb3J0ZWQYDyABKAgSGgoScHJldmlld3Nfc3VwcG9ydGVkGBAgASgIEjUKEWlucHV0X2ltYWdlX3JvbGVzGBEgAygOMhouZGl0Y2FzdC52MS5JbnB1dEltYWdlUm9sZRIXCg9zY2hlZHVsZXJfY2xhc3MYEiABKAkSGgoSYWRhcHRlcnNfc3VwcG9ydGVkGBMgASgIEhQKDG1ha2VzX3ZpZGVvcxgUIAEoCBIYChB0aHJlYWRzX3Blcl9yYW5rGBUgASgFEg4KBmdyb3VwcxgWIAEoBRIWCg5ncm91cHNfc2VydmluZxgXIAEoBRIWCg5tYXhfYmF0Y2hfc2l6ZRgYIAEoBRo2ChRMaWJyYXJ5VmVyc2lvbnNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBInYKBU1vZGVsEgoKAmlkGAEgASgJEhUKCHJldmlzaW9uGAIgASgJSACIAQESFgoOcGlwZWxpbmVfY2xhc3MYAyABKAkSFgoOd2VpZ2h0c19kaWdlc3QYBCABKAkSDQoFZHR5cGUYBSABKAlCCwoJX3JldmlzaW9uIvIBCglQYXJhbWV0ZXISDAoEbmFtZRgBIAEoCRInCgR0eXBlGAIgASgOMhkuZGl0Y2FzdC52MS5QYXJhbWV0ZXJUeXBlEicKB2RlZmF1bHQYAyABKAsyFi5nb29nbGUucHJvdG9idWYuVmFsdWUSFAoHbWluaW11bRgEIAEoAUgAiAEBEhQKB21heGltdW0YBSABKAFIAYgBARITCgtkZXNjcmlwdGlvbhgGIAEoCRIaChJpbl9waXBlbGluZV9rd2FyZ3MYByABKAgSEAoIcmVxdWlyZWQYCCABKAhCCgoIX21pbmltdW1CCgoIX21heGltdW0iMAoMSW50ZWdlclJhbmdlEg8KB21pbmltdW0YASABKAMSDwoHbWF4aW11bRgCIAEoAyLOCAoGTGltaXRzEjUKE251bV9pbmZlcmVuY2Vfc3RlcHMYASABKAsyGC5kaXRjYXN0LnYxLkludGVnZXJSYW5nZRItCgtzaWRlX3BpeGVscxgCIAEoCzIYLmRpdGNhc3QudjEuSW50ZWdlclJhbmdlEhUKDXNpemVfbXVsdGlwbGUYAyABKAUSHQoVaW1hZ2VfdG9rZW5zX211bHRpcGxlGAQgASgFEi4KDHRvdGFsX3BpeGVscxgFIAEoCzIYLmRpdGNhc3QudjEuSW50ZWdlclJhbmdlEiwKCm51bV9pbWFnZXMYBiABKAsyGC5kaXRjYXN0LnYxLkludGVnZXJSYW5nZRIsCgpudW1fZnJhbWVzGAcgASgLMhguZGl0Y2FzdC52MS5JbnRlZ2VyUmFuZ2USLgoMcHJvbXB0X2J5dGVzGAggASgLMhguZGl0Y2FzdC52MS5JbnRlZ2VyUmFuZ2USNwoVcmVxdWVzdF9pZF9jaGFyYWN0ZXJzGAkgASgLMhguZGl0Y2FzdC52MS5JbnRlZ2VyUmFuZ2USLgoMaW5wdXRfaW1hZ2VzGAogASgLMhguZGl0Y2FzdC52MS5JbnRlZ2VyUmFuZ2USGQoRbWF4X3JlcXVlc3RfYnl0ZXMYCyABKAMSGAoQbWF4X291dHB1dF9ieXRlcxgMIAEoAxIaChJvdXRwdXRfY2h1bmtfYnl0ZXMYDSABKAUSFgoOcXVldWVfY2FwYWNpdHkYDiABKAUSHAoUbWF4X2ZpZWxkX3Zpb2xhdGlvbnMYDyABKAUSLgoLbWF4X3RpbWVvdXQYECABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNgoTbWF4X3JlYXR0YWNoX3dpbmRvdxgRIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhI1ChJoZWFydGJlYXRfaW50ZXJ2YWwYEiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMQoOcmVhZGVyX3RpbWVvdXQYEyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLAoJcmV0ZW50aW9uGBQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjQKEW1pbl9waW5nX2ludGVydmFsGBUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhUKDW1heF9vdmVydGFrZXMYFiABKAUSGwoTbWF4X2J5dGVzX2luX2ZsaWdodBgXIAEoAxIXCg9udW1fZnJhbWVzX3N0ZXAYGCABKAUSGAoQbWF4X2lucHV0X3BpeGVscxgZIAEoAxIiChptYXhfZ2VuZXJhdGlvbnNfcGVyX2NsaWVudBgaIAEoBRIdChVtYXhfcXVldWVkX3Blcl9jbGllbnQYGyABKAUSHAoUbWF4X2J5dGVzX3Blcl9jbGllbnQYHCABKAMiRAoSQ2FjaGVNZXRob2RTdXBwb3J0EgwKBG5hbWUYASABKAkSEAoIcG9zc2libGUYAiABKAgSDgoGcmVhc29uGAMgASgJIkUKE1BhcmFsbGVsTW9kZVN1cHBvcnQSDAoEbmFtZRgBIAEoCRIQCghwb3NzaWJsZRgCIAEoCBIOCgZyZWFzb24YAyABKAkiOQoUVW5pbnRlcnJ1cHRpYmxlU3RhZ2USDAoEbmFtZRgBIAEoCRITCgtkZXNjcmlwdGlvbhgCIAEoCSJbChBUcmFuc2Zvcm1lckZhY3RzEgwKBG5hbWUYASABKAkSEgoKY2xhc3NfbmFtZRgCIAEoCRISCgpudW1fYmxvY2tzGAMgASgFEhEKCW51bV9oZWFkcxgEIAEoBSrwAgoNUGFyYW1ldGVyVHlwZRIeChpQQVJBTUVURVJfVFlQRV9VTlNQRUNJRklFRBAAEhoKFlBBUkFNRVRFUl9UWVBFX0JPT0xFQU4QARIaChZQQVJBTUVURVJfVFlQRV9JTlRFR0VSEAISGQoVUEFSQU1FVEVSX1RZUEVfTlVNQkVSEAMSGQoVUEFSQU1FVEVSX1RZUEVfU1RSSU5HEAQSHwobUEFSQU1FVEVSX1RZUEVfQk9PTEVBTl9MSVNUEAUSHwobUEFSQU1FVEVSX1RZUEVfSU5URUdFUl9MSVNUEAYSHgoaUEFSQU1FVEVSX1RZUEVfTlVNQkVSX0xJU1QQBxIeChpQQVJBTUVURVJfVFlQRV9TVFJJTkdfTElTVBAIEhgKFFBBUkFNRVRFUl9UWVBFX0lNQUdFEAkSFgoSUEFSQU1FVEVSX1RZUEVfQU5ZEAoSHQoZUEFSQU1FVEVSX1RZUEVfSU1BR0VfTElTVBALYgZwcm90bzM", [file_ditcast_v1_generation, file_google_protobuf_duration, file_google_protobuf_struct]);
 
 /**
  * What a server and its loaded pipeline can do. Changes only when the pipeline is
- * loaded anew.
+ * loaded anew, `groups_serving` apart.
  *
  * @generated from message ditcast.v1.Capabilities
  */
@@ -48,7 +48,7 @@ export type Capabilities = Message<"ditcast.v1.Capabilities"> & {
   model?: Model | undefined;
 
   /**
-   * Number of ranks.
+   * Number of ranks, in each group.
    *
    * @generated from field: int32 world_size = 4;
    */
@@ -119,7 +119,8 @@ export type Capabilities = Message<"ditcast.v1.Capabilities"> & {
 
   /**
    * Whether a cancel ends a generation at the next step. False: the pipeline has
-   * no step callback, and a generation runs to its end.
+   * neither a step callback nor a scheduler that takes its steps; no step is
+   * reported, and a generation runs to its end.
    *
    * @generated from field: bool cancellable = 14;
    */
@@ -173,6 +174,29 @@ export type Capabilities = Message<"ditcast.v1.Capabilities"> & {
    * @generated from field: int32 threads_per_rank = 21;
    */
   threadsPerRank: number;
+
+  /**
+   * Groups of ranks, from 1, each with the whole pipeline, behind one queue.
+   *
+   * @generated from field: int32 groups = 22;
+   */
+  groups: number;
+
+  /**
+   * How many of them take generations now; those that load, or wait to be tried
+   * again, do not.
+   *
+   * @generated from field: int32 groups_serving = 23;
+   */
+  groupsServing: number;
+
+  /**
+   * Most generations that share a call of the pipeline. 1: none ever does. 0: the
+   * server does not say.
+   *
+   * @generated from field: int32 max_batch_size = 24;
+   */
+  maxBatchSize: number;
 };
 
 /**
@@ -491,8 +515,8 @@ export type Limits = Message<"ditcast.v1.Limits"> & {
   minPingInterval?: Duration | undefined;
 
   /**
-   * So many later generations of higher priority go before a waiting one at most;
-   * by default 8.
+   * So many later generations of higher priority go before the next of a lower one
+   * at most; by default 8. Within a priority, clients take turns.
    *
    * @generated from field: int32 max_overtakes = 22;
    */
@@ -520,6 +544,31 @@ export type Limits = Message<"ditcast.v1.Limits"> & {
    * @generated from field: int64 max_input_pixels = 25;
    */
   maxInputPixels: bigint;
+
+  /**
+   * Generations of the client who asks that are accepted and not finished; one more
+   * is refused (RESOURCE_EXHAUSTED, reason CLIENT_LIMIT). 0, the default: no limit
+   * but those of all clients together. A client is who its token or certificate
+   * says it is, else all that call from one address.
+   *
+   * @generated from field: int32 max_generations_per_client = 26;
+   */
+  maxGenerationsPerClient: number;
+
+  /**
+   * Generations of the client who asks that wait, as above.
+   *
+   * @generated from field: int32 max_queued_per_client = 27;
+   */
+  maxQueuedPerClient: number;
+
+  /**
+   * Bytes of pixels of the client who asks, counted as in `max_bytes_in_flight`, as
+   * above.
+   *
+   * @generated from field: int64 max_bytes_per_client = 28;
+   */
+  maxBytesPerClient: bigint;
 };
 
 /**

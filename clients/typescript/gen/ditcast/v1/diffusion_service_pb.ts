@@ -19,6 +19,8 @@ import type { Capabilities } from "./capabilities_pb.js";
 import { file_ditcast_v1_capabilities } from "./capabilities_pb.js";
 import type { AdapterWeight, DisconnectPolicy, GenerationEvent, GenerationState, GenerationSummary, InputImage, OutputOptions, Priority, ProgressOptions } from "./generation_pb.js";
 import { file_ditcast_v1_generation } from "./generation_pb.js";
+import type { TuneEvent } from "./tuning_pb.js";
+import { file_ditcast_v1_tuning } from "./tuning_pb.js";
 import type { Duration, FieldMask } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_struct } from "@bufbuild/protobuf/wkt";
 import type { JsonObject, Message } from "@bufbuild/protobuf";
@@ -27,7 +29,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file ditcast/v1/diffusion_service.proto.
  */
 export const file_ditcast_v1_diffusion_service: GenFile = /*@__PURE__*/
-  fileDesc("CiJkaXRjYXN0L3YxL2RpZmZ1c2lvbl9zZXJ2aWNlLnByb3RvEgpkaXRjYXN0LnYxIp4HCg9HZW5lcmF0ZVJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIOCgZwcm9tcHQYAiABKAkSHAoPbmVnYXRpdmVfcHJvbXB0GAMgASgJSACIAQESEgoFd2lkdGgYBCABKAVIAYgBARITCgZoZWlnaHQYBSABKAVIAogBARIgChNudW1faW5mZXJlbmNlX3N0ZXBzGAYgASgFSAOIAQESGwoOZ3VpZGFuY2Vfc2NhbGUYByABKAFIBIgBARIbCg50cnVlX2NmZ19zY2FsZRgIIAEoAUgFiAEBEhEKBHNlZWQYCSABKARIBogBARISCgpudW1faW1hZ2VzGAogASgFEikKBm91dHB1dBgLIAEoCzIZLmRpdGNhc3QudjEuT3V0cHV0T3B0aW9ucxImCgVjYWNoZRgMIAEoCzIXLmRpdGNhc3QudjEuQ2FjaGVDb25maWcSMAoPcGlwZWxpbmVfa3dhcmdzGA0gASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBItCghwcm9ncmVzcxgOIAEoCzIbLmRpdGNhc3QudjEuUHJvZ3Jlc3NPcHRpb25zEiYKCHByaW9yaXR5GA8gASgOMhQuZGl0Y2FzdC52MS5Qcmlvcml0eRIOCgZzaWdtYXMYECADKAESFwoKbnVtX2ZyYW1lcxgRIAEoBUgHiAEBEhAKA2ZwcxgSIAEoAUgIiAEBEiYKBmltYWdlcxgTIAMoCzIWLmRpdGNhc3QudjEuSW5wdXRJbWFnZRIqCgd0aW1lb3V0GBQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjMKDW9uX2Rpc2Nvbm5lY3QYFSABKA4yHC5kaXRjYXN0LnYxLkRpc2Nvbm5lY3RQb2xpY3kSMgoPcmVhdHRhY2hfd2luZG93GBYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhUKDXZhbGlkYXRlX29ubHkYFyABKAgSKwoIYWRhcHRlcnMYGCADKAsyGS5kaXRjYXN0LnYxLkFkYXB0ZXJXZWlnaHRCEgoQX25lZ2F0aXZlX3Byb21wdEIICgZfd2lkdGhCCQoHX2hlaWdodEIWChRfbnVtX2luZmVyZW5jZV9zdGVwc0IRCg9fZ3VpZGFuY2Vfc2NhbGVCEQoPX3RydWVfY2ZnX3NjYWxlQgcKBV9zZWVkQg0KC19udW1fZnJhbWVzQgYKBF9mcHMiPgoQR2VuZXJhdGVSZXNwb25zZRIqCgVldmVudBgBIAEoCzIbLmRpdGNhc3QudjEuR2VuZXJhdGlvbkV2ZW50IkQKFldhdGNoR2VuZXJhdGlvblJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIWCg5hZnRlcl9zZXF1ZW5jZRgCIAEoBCJFChdXYXRjaEdlbmVyYXRpb25SZXNwb25zZRIqCgVldmVudBgBIAEoCzIbLmRpdGNhc3QudjEuR2VuZXJhdGlvbkV2ZW50Ii0KF0NhbmNlbEdlbmVyYXRpb25SZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkiRgoYQ2FuY2VsR2VuZXJhdGlvblJlc3BvbnNlEioKBXN0YXRlGAEgASgOMhsuZGl0Y2FzdC52MS5HZW5lcmF0aW9uU3RhdGUibAoWTGlzdEdlbmVyYXRpb25zUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCRIrCgZzdGF0ZXMYAyADKA4yGy5kaXRjYXN0LnYxLkdlbmVyYXRpb25TdGF0ZSJmChdMaXN0R2VuZXJhdGlvbnNSZXNwb25zZRIyCgtnZW5lcmF0aW9ucxgBIAMoCzIdLmRpdGNhc3QudjEuR2VuZXJhdGlvblN1bW1hcnkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJItgBChBDb25maWd1cmVSZXF1ZXN0EjAKDWNvbmZpZ3VyYXRpb24YASABKAsyGS5kaXRjYXN0LnYxLkNvbmZpZ3VyYXRpb24SLwoLdXBkYXRlX21hc2sYAiABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrEh4KEWV4cGVjdGVkX3JldmlzaW9uGAMgASgESACIAQESFQoNdmFsaWRhdGVfb25seRgEIAEoCBIUCgxhbGxvd19yZWxvYWQYBSABKAhCFAoSX2V4cGVjdGVkX3JldmlzaW9uInEKEUNvbmZpZ3VyZVJlc3BvbnNlEjAKDWNvbmZpZ3VyYXRpb24YASABKAsyGS5kaXRjYXN0LnYxLkNvbmZpZ3VyYXRpb24SKgoIb3V0Y29tZXMYAiADKAsyGC5kaXRjYXN0LnYxLkZpZWxkT3V0Y29tZSI9ChdHZXRDb25maWd1cmF0aW9uUmVxdWVzdBIVCghyZXZpc2lvbhgBIAEoBEgAiAEBQgsKCV9yZXZpc2lvbiJMChhHZXRDb25maWd1cmF0aW9uUmVzcG9uc2USMAoNY29uZmlndXJhdGlvbhgBIAEoCzIZLmRpdGNhc3QudjEuQ29uZmlndXJhdGlvbiIYChZHZXRDYXBhYmlsaXRpZXNSZXF1ZXN0IkkKF0dldENhcGFiaWxpdGllc1Jlc3BvbnNlEi4KDGNhcGFiaWxpdGllcxgBIAEoCzIYLmRpdGNhc3QudjEuQ2FwYWJpbGl0aWVzIjAKEkxvYWRBZGFwdGVyUmVxdWVzdBIMCgRuYW1lGAEgASgJEgwKBGZpbGUYAiABKAkiOwoTTG9hZEFkYXB0ZXJSZXNwb25zZRIkCgdhZGFwdGVyGAEgASgLMhMuZGl0Y2FzdC52MS5BZGFwdGVyIiQKFFVubG9hZEFkYXB0ZXJSZXF1ZXN0EgwKBG5hbWUYASABKAkiFwoVVW5sb2FkQWRhcHRlclJlc3BvbnNlIhUKE0xpc3RBZGFwdGVyc1JlcXVlc3QiZwoUTGlzdEFkYXB0ZXJzUmVzcG9uc2USIwoGbG9hZGVkGAEgAygLMhMuZGl0Y2FzdC52MS5BZGFwdGVyEioKCWF2YWlsYWJsZRgCIAMoCzIXLmRpdGNhc3QudjEuQWRhcHRlckZpbGUiZQoHQWRhcHRlchIMCgRuYW1lGAEgASgJEgwKBGZpbGUYAiABKAkSFgoOd2VpZ2h0c19kaWdlc3QYAyABKAkSEgoKc2l6ZV9ieXRlcxgEIAEoAxISCgpjb21wb25lbnRzGAUgAygJIi8KC0FkYXB0ZXJGaWxlEgwKBGZpbGUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoAzLyBgoQRGlmZnVzaW9uU2VydmljZRJHCghHZW5lcmF0ZRIbLmRpdGNhc3QudjEuR2VuZXJhdGVSZXF1ZXN0GhwuZGl0Y2FzdC52MS5HZW5lcmF0ZVJlc3BvbnNlMAESXAoPV2F0Y2hHZW5lcmF0aW9uEiIuZGl0Y2FzdC52MS5XYXRjaEdlbmVyYXRpb25SZXF1ZXN0GiMuZGl0Y2FzdC52MS5XYXRjaEdlbmVyYXRpb25SZXNwb25zZTABEl0KEENhbmNlbEdlbmVyYXRpb24SIy5kaXRjYXN0LnYxLkNhbmNlbEdlbmVyYXRpb25SZXF1ZXN0GiQuZGl0Y2FzdC52MS5DYW5jZWxHZW5lcmF0aW9uUmVzcG9uc2USWgoPTGlzdEdlbmVyYXRpb25zEiIuZGl0Y2FzdC52MS5MaXN0R2VuZXJhdGlvbnNSZXF1ZXN0GiMuZGl0Y2FzdC52MS5MaXN0R2VuZXJhdGlvbnNSZXNwb25zZRJICglDb25maWd1cmUSHC5kaXRjYXN0LnYxLkNvbmZpZ3VyZVJlcXVlc3QaHS5kaXRjYXN0LnYxLkNvbmZpZ3VyZVJlc3BvbnNlEl0KEEdldENvbmZpZ3VyYXRpb24SIy5kaXRjYXN0LnYxLkdldENvbmZpZ3VyYXRpb25SZXF1ZXN0GiQuZGl0Y2FzdC52MS5HZXRDb25maWd1cmF0aW9uUmVzcG9uc2USWgoPR2V0Q2FwYWJpbGl0aWVzEiIuZGl0Y2FzdC52MS5HZXRDYXBhYmlsaXRpZXNSZXF1ZXN0GiMuZGl0Y2FzdC52MS5HZXRDYXBhYmlsaXRpZXNSZXNwb25zZRJOCgtMb2FkQWRhcHRlchIeLmRpdGNhc3QudjEuTG9hZEFkYXB0ZXJSZXF1ZXN0Gh8uZGl0Y2FzdC52MS5Mb2FkQWRhcHRlclJlc3BvbnNlElQKDVVubG9hZEFkYXB0ZXISIC5kaXRjYXN0LnYxLlVubG9hZEFkYXB0ZXJSZXF1ZXN0GiEuZGl0Y2FzdC52MS5VbmxvYWRBZGFwdGVyUmVzcG9uc2USUQoMTGlzdEFkYXB0ZXJzEh8uZGl0Y2FzdC52MS5MaXN0QWRhcHRlcnNSZXF1ZXN0GiAuZGl0Y2FzdC52MS5MaXN0QWRhcHRlcnNSZXNwb25zZWIGcHJvdG8z", [file_ditcast_v1_acceleration, file_ditcast_v1_capabilities, file_ditcast_v1_generation, file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_struct]);
+  fileDesc("CiJkaXRjYXN0L3YxL2RpZmZ1c2lvbl9zZXJ2aWNlLnByb3RvEgpkaXRjYXN0LnYxIrkHCg9HZW5lcmF0ZVJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIOCgZwcm9tcHQYAiABKAkSHAoPbmVnYXRpdmVfcHJvbXB0GAMgASgJSACIAQESEgoFd2lkdGgYBCABKAVIAYgBARITCgZoZWlnaHQYBSABKAVIAogBARIgChNudW1faW5mZXJlbmNlX3N0ZXBzGAYgASgFSAOIAQESGwoOZ3VpZGFuY2Vfc2NhbGUYByABKAFIBIgBARIbCg50cnVlX2NmZ19zY2FsZRgIIAEoAUgFiAEBEhEKBHNlZWQYCSABKARIBogBARISCgpudW1faW1hZ2VzGAogASgFEikKBm91dHB1dBgLIAEoCzIZLmRpdGNhc3QudjEuT3V0cHV0T3B0aW9ucxImCgVjYWNoZRgMIAEoCzIXLmRpdGNhc3QudjEuQ2FjaGVDb25maWcSMAoPcGlwZWxpbmVfa3dhcmdzGA0gASgLMhcuZ29vZ2xlLnByb3RvYnVmLlN0cnVjdBItCghwcm9ncmVzcxgOIAEoCzIbLmRpdGNhc3QudjEuUHJvZ3Jlc3NPcHRpb25zEiYKCHByaW9yaXR5GA8gASgOMhQuZGl0Y2FzdC52MS5Qcmlvcml0eRIOCgZzaWdtYXMYECADKAESFwoKbnVtX2ZyYW1lcxgRIAEoBUgHiAEBEhAKA2ZwcxgSIAEoAUgIiAEBEiYKBmltYWdlcxgTIAMoCzIWLmRpdGNhc3QudjEuSW5wdXRJbWFnZRIqCgd0aW1lb3V0GBQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjMKDW9uX2Rpc2Nvbm5lY3QYFSABKA4yHC5kaXRjYXN0LnYxLkRpc2Nvbm5lY3RQb2xpY3kSMgoPcmVhdHRhY2hfd2luZG93GBYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhUKDXZhbGlkYXRlX29ubHkYFyABKAgSKwoIYWRhcHRlcnMYGCADKAsyGS5kaXRjYXN0LnYxLkFkYXB0ZXJXZWlnaHQSGQoRc2hhZG93X2NvbXBhcmlzb24YGSABKAhCEgoQX25lZ2F0aXZlX3Byb21wdEIICgZfd2lkdGhCCQoHX2hlaWdodEIWChRfbnVtX2luZmVyZW5jZV9zdGVwc0IRCg9fZ3VpZGFuY2Vfc2NhbGVCEQoPX3RydWVfY2ZnX3NjYWxlQgcKBV9zZWVkQg0KC19udW1fZnJhbWVzQgYKBF9mcHMiPgoQR2VuZXJhdGVSZXNwb25zZRIqCgVldmVudBgBIAEoCzIbLmRpdGNhc3QudjEuR2VuZXJhdGlvbkV2ZW50IkQKFldhdGNoR2VuZXJhdGlvblJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRIWCg5hZnRlcl9zZXF1ZW5jZRgCIAEoBCJFChdXYXRjaEdlbmVyYXRpb25SZXNwb25zZRIqCgVldmVudBgBIAEoCzIbLmRpdGNhc3QudjEuR2VuZXJhdGlvbkV2ZW50Ii0KF0NhbmNlbEdlbmVyYXRpb25SZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkiRgoYQ2FuY2VsR2VuZXJhdGlvblJlc3BvbnNlEioKBXN0YXRlGAEgASgOMhsuZGl0Y2FzdC52MS5HZW5lcmF0aW9uU3RhdGUibAoWTGlzdEdlbmVyYXRpb25zUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCRIrCgZzdGF0ZXMYAyADKA4yGy5kaXRjYXN0LnYxLkdlbmVyYXRpb25TdGF0ZSJmChdMaXN0R2VuZXJhdGlvbnNSZXNwb25zZRIyCgtnZW5lcmF0aW9ucxgBIAMoCzIdLmRpdGNhc3QudjEuR2VuZXJhdGlvblN1bW1hcnkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJItgBChBDb25maWd1cmVSZXF1ZXN0EjAKDWNvbmZpZ3VyYXRpb24YASABKAsyGS5kaXRjYXN0LnYxLkNvbmZpZ3VyYXRpb24SLwoLdXBkYXRlX21hc2sYAiABKAsyGi5nb29nbGUucHJvdG9idWYuRmllbGRNYXNrEh4KEWV4cGVjdGVkX3JldmlzaW9uGAMgASgESACIAQESFQoNdmFsaWRhdGVfb25seRgEIAEoCBIUCgxhbGxvd19yZWxvYWQYBSABKAhCFAoSX2V4cGVjdGVkX3JldmlzaW9uInEKEUNvbmZpZ3VyZVJlc3BvbnNlEjAKDWNvbmZpZ3VyYXRpb24YASABKAsyGS5kaXRjYXN0LnYxLkNvbmZpZ3VyYXRpb24SKgoIb3V0Y29tZXMYAiADKAsyGC5kaXRjYXN0LnYxLkZpZWxkT3V0Y29tZSI9ChdHZXRDb25maWd1cmF0aW9uUmVxdWVzdBIVCghyZXZpc2lvbhgBIAEoBEgAiAEBQgsKCV9yZXZpc2lvbiJMChhHZXRDb25maWd1cmF0aW9uUmVzcG9uc2USMAoNY29uZmlndXJhdGlvbhgBIAEoCzIZLmRpdGNhc3QudjEuQ29uZmlndXJhdGlvbiIYChZHZXRDYXBhYmlsaXRpZXNSZXF1ZXN0IkkKF0dldENhcGFiaWxpdGllc1Jlc3BvbnNlEi4KDGNhcGFiaWxpdGllcxgBIAEoCzIYLmRpdGNhc3QudjEuQ2FwYWJpbGl0aWVzIjAKEkxvYWRBZGFwdGVyUmVxdWVzdBIMCgRuYW1lGAEgASgJEgwKBGZpbGUYAiABKAkiOwoTTG9hZEFkYXB0ZXJSZXNwb25zZRIkCgdhZGFwdGVyGAEgASgLMhMuZGl0Y2FzdC52MS5BZGFwdGVyIiQKFFVubG9hZEFkYXB0ZXJSZXF1ZXN0EgwKBG5hbWUYASABKAkiFwoVVW5sb2FkQWRhcHRlclJlc3BvbnNlIhUKE0xpc3RBZGFwdGVyc1JlcXVlc3QiZwoUTGlzdEFkYXB0ZXJzUmVzcG9uc2USIwoGbG9hZGVkGAEgAygLMhMuZGl0Y2FzdC52MS5BZGFwdGVyEioKCWF2YWlsYWJsZRgCIAMoCzIXLmRpdGNhc3QudjEuQWRhcHRlckZpbGUiZQoHQWRhcHRlchIMCgRuYW1lGAEgASgJEgwKBGZpbGUYAiABKAkSFgoOd2VpZ2h0c19kaWdlc3QYAyABKAkSEgoKc2l6ZV9ieXRlcxgEIAEoAxISCgpjb21wb25lbnRzGAUgAygJIi8KC0FkYXB0ZXJGaWxlEgwKBGZpbGUYASABKAkSEgoKc2l6ZV9ieXRlcxgCIAEoAyKmAQoLVHVuZVJlcXVlc3QSLwoKZ2VuZXJhdGlvbhgBIAEoCzIbLmRpdGNhc3QudjEuR2VuZXJhdGVSZXF1ZXN0Eg8KB3Byb21wdHMYAiADKAkSGAoLdGFyZ2V0X3BzbnIYAyABKAFIAIgBARIrCgpjYW5kaWRhdGVzGAQgAygLMhcuZGl0Y2FzdC52MS5DYWNoZUNvbmZpZ0IOCgxfdGFyZ2V0X3BzbnIiNAoMVHVuZVJlc3BvbnNlEiQKBWV2ZW50GAEgASgLMhUuZGl0Y2FzdC52MS5UdW5lRXZlbnQyrwcKEERpZmZ1c2lvblNlcnZpY2USRwoIR2VuZXJhdGUSGy5kaXRjYXN0LnYxLkdlbmVyYXRlUmVxdWVzdBocLmRpdGNhc3QudjEuR2VuZXJhdGVSZXNwb25zZTABElwKD1dhdGNoR2VuZXJhdGlvbhIiLmRpdGNhc3QudjEuV2F0Y2hHZW5lcmF0aW9uUmVxdWVzdBojLmRpdGNhc3QudjEuV2F0Y2hHZW5lcmF0aW9uUmVzcG9uc2UwARJdChBDYW5jZWxHZW5lcmF0aW9uEiMuZGl0Y2FzdC52MS5DYW5jZWxHZW5lcmF0aW9uUmVxdWVzdBokLmRpdGNhc3QudjEuQ2FuY2VsR2VuZXJhdGlvblJlc3BvbnNlEloKD0xpc3RHZW5lcmF0aW9ucxIiLmRpdGNhc3QudjEuTGlzdEdlbmVyYXRpb25zUmVxdWVzdBojLmRpdGNhc3QudjEuTGlzdEdlbmVyYXRpb25zUmVzcG9uc2USSAoJQ29uZmlndXJlEhwuZGl0Y2FzdC52MS5Db25maWd1cmVSZXF1ZXN0Gh0uZGl0Y2FzdC52MS5Db25maWd1cmVSZXNwb25zZRJdChBHZXRDb25maWd1cmF0aW9uEiMuZGl0Y2FzdC52MS5HZXRDb25maWd1cmF0aW9uUmVxdWVzdBokLmRpdGNhc3QudjEuR2V0Q29uZmlndXJhdGlvblJlc3BvbnNlEloKD0dldENhcGFiaWxpdGllcxIiLmRpdGNhc3QudjEuR2V0Q2FwYWJpbGl0aWVzUmVxdWVzdBojLmRpdGNhc3QudjEuR2V0Q2FwYWJpbGl0aWVzUmVzcG9uc2USTgoLTG9hZEFkYXB0ZXISHi5kaXRjYXN0LnYxLkxvYWRBZGFwdGVyUmVxdWVzdBofLmRpdGNhc3QudjEuTG9hZEFkYXB0ZXJSZXNwb25zZRJUCg1VbmxvYWRBZGFwdGVyEiAuZGl0Y2FzdC52MS5VbmxvYWRBZGFwdGVyUmVxdWVzdBohLmRpdGNhc3QudjEuVW5sb2FkQWRhcHRlclJlc3BvbnNlElEKDExpc3RBZGFwdGVycxIfLmRpdGNhc3QudjEuTGlzdEFkYXB0ZXJzUmVxdWVzdBogLmRpdGNhc3QudjEuTGlzdEFkYXB0ZXJzUmVzcG9uc2USOwoEVHVuZRIXLmRpdGNhc3QudjEuVHVuZVJlcXVlc3QaGC5kaXRjYXN0LnYxLlR1bmVSZXNwb25zZTABYgZwcm90bzM", [file_ditcast_v1_acceleration, file_ditcast_v1_capabilities, file_ditcast_v1_generation, file_ditcast_v1_tuning, file_google_protobuf_duration, file_google_protobuf_field_mask, file_google_protobuf_struct]);
 
 /**
  * What is to be generated. Values left unset come from `Configuration.defaults`,
@@ -173,7 +175,8 @@ export type GenerateRequest = Message<"ditcast.v1.GenerateRequest"> & {
   numFrames?: number | undefined;
 
   /**
-   * Frames a second of a video, over 0 to 240. Unset: the default.
+   * Frames a second of a video, over 0 to 240. Unset: the default, and 16 where
+   * neither the configuration nor the pipeline has one.
    *
    * @generated from field: optional double fps = 18;
    */
@@ -229,6 +232,16 @@ export type GenerateRequest = Message<"ditcast.v1.GenerateRequest"> & {
    * @generated from field: repeated ditcast.v1.AdapterWeight adapters = 24;
    */
   adapters: AdapterWeight[];
+
+  /**
+   * Whether the same is run once more without a cache, right after, and compared:
+   * `completed.shadow` has PSNR, SSIM and time, and `completed` comes that much
+   * later, while the outputs come as ever. Their pixels are compared, before they
+   * are encoded. Refused where nothing is cached, and for latents. Default: false.
+   *
+   * @generated from field: bool shadow_comparison = 25;
+   */
+  shadowComparison: boolean;
 };
 
 /**
@@ -796,6 +809,73 @@ export const AdapterFileSchema: GenMessage<AdapterFile> = /*@__PURE__*/
   messageDesc(file_ditcast_v1_diffusion_service, 21);
 
 /**
+ * What cache settings are to be measured on.
+ *
+ * @generated from message ditcast.v1.TuneRequest
+ */
+export type TuneRequest = Message<"ditcast.v1.TuneRequest"> & {
+  /**
+   * What all generations share. `prompt`, `request_id`, `num_images`, `output`,
+   * `cache`, `progress`, `timeout`, `on_disconnect`, `reattach_window` and
+   * `validate_only` must be unset. Unset: the defaults.
+   *
+   * @generated from field: ditcast.v1.GenerateRequest generation = 1;
+   */
+  generation?: GenerateRequest | undefined;
+
+  /**
+   * What is to be seen: one generation for each, and for each candidate; 1 to 32.
+   * Four or more tell more than one.
+   *
+   * @generated from field: repeated string prompts = 2;
+   */
+  prompts: string[];
+
+  /**
+   * What the mean PSNR of a candidate must reach, over 0 to 60 dB. Unset: 30.
+   *
+   * @generated from field: optional double target_psnr = 3;
+   */
+  targetPsnr?: number | undefined;
+
+  /**
+   * Cache settings to measure, at most 32, each with a method that caches. Empty:
+   * a dozen of DBCache, from careful to bold, fitted to the number of steps.
+   *
+   * @generated from field: repeated ditcast.v1.CacheConfig candidates = 4;
+   */
+  candidates: CacheConfig[];
+};
+
+/**
+ * Describes the message ditcast.v1.TuneRequest.
+ * Use `create(TuneRequestSchema)` to create a new message.
+ */
+export const TuneRequestSchema: GenMessage<TuneRequest> = /*@__PURE__*/
+  messageDesc(file_ditcast_v1_diffusion_service, 22);
+
+/**
+ * One event of the measurement.
+ *
+ * @generated from message ditcast.v1.TuneResponse
+ */
+export type TuneResponse = Message<"ditcast.v1.TuneResponse"> & {
+  /**
+   * The event. Always set.
+   *
+   * @generated from field: ditcast.v1.TuneEvent event = 1;
+   */
+  event?: TuneEvent | undefined;
+};
+
+/**
+ * Describes the message ditcast.v1.TuneResponse.
+ * Use `create(TuneResponseSchema)` to create a new message.
+ */
+export const TuneResponseSchema: GenMessage<TuneResponse> = /*@__PURE__*/
+  messageDesc(file_ditcast_v1_diffusion_service, 23);
+
+/**
  * Serves generations of one loaded pipeline.
  *
  * @generated from service ditcast.v1.DiffusionService
@@ -813,10 +893,10 @@ export const DiffusionService: GenService<{
    * INVALID_ARGUMENT: fields that cannot be, all at once, in BadRequest, before
    * any rank is touched. ALREADY_EXISTS: `request_id` was used with other
    * content. FAILED_PRECONDITION: the loaded pipeline cannot do it.
-   * RESOURCE_EXHAUSTED: the queue is full or too many bytes are in flight (with
-   * RetryInfo, from what generations were measured to take), the device has not
-   * enough memory for this request (without), or the reader took nothing for too
-   * long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
+   * RESOURCE_EXHAUSTED: the queue is full, too many bytes are in flight or the
+   * client has as much as one may (with RetryInfo, from what generations were
+   * measured to take), the device has not enough memory for this request (without),
+   * or the reader took nothing for too long (reason READER_TIMEOUT). UNAVAILABLE: loading, draining, or the ranks
    * were lost and the attempts used up. DEADLINE_EXCEEDED, CANCELLED: a time
    * limit or a cancel; the RPC ends at once, the ranks are free at the next
    * step. INTERNAL: a fault of the server, with an id that stands in its log.
@@ -951,6 +1031,31 @@ export const DiffusionService: GenService<{
     methodKind: "unary";
     input: typeof ListAdaptersRequestSchema;
     output: typeof ListAdaptersResponseSchema;
+  },
+  /**
+   * Tune measures cache settings on the caller's own prompts, against the same
+   * pictures without a cache, and recommends the fastest that are near enough.
+   *
+   * It is a series of ordinary generations of the caller's, one at a time, each
+   * in its turn and within the caller's limits; their results are not kept. It
+   * changes nothing: Configure puts what it recommends into force. When the
+   * caller leaves, or its deadline passes, it ends at the next step. The server
+   * runs one Tune at a time.
+   *
+   * The stream ends with `completed` and OK, or with another status. As of
+   * Generate, and: INVALID_ARGUMENT names every wrong field of the request, of
+   * each prompt and of each candidate at once, before any rank is touched.
+   * RESOURCE_EXHAUSTED, reason TUNE_RUNNING: another one runs (with RetryInfo). A
+   * full queue refuses the first generation alone; the later ones wait and try
+   * again. ABORTED, reason CONFIGURATION_CHANGED: pictures of two revisions
+   * cannot be compared.
+   *
+   * @generated from rpc ditcast.v1.DiffusionService.Tune
+   */
+  tune: {
+    methodKind: "server_streaming";
+    input: typeof TuneRequestSchema;
+    output: typeof TuneResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_ditcast_v1_diffusion_service, 0);

@@ -17,7 +17,7 @@ import type { JsonObject, Message } from "@bufbuild/protobuf";
  * Describes the file ditcast/v1/generation.proto.
  */
 export const file_ditcast_v1_generation: GenFile = /*@__PURE__*/
-  fileDesc("ChtkaXRjYXN0L3YxL2dlbmVyYXRpb24ucHJvdG8SCmRpdGNhc3QudjEiYwoKSW5wdXRJbWFnZRIOCgRkYXRhGAEgASgMSAASKAoEcm9sZRgCIAEoDjIaLmRpdGNhc3QudjEuSW5wdXRJbWFnZVJvbGUSEQoJcGFyYW1ldGVyGAMgASgJQggKBnNvdXJjZSI9Cg1BZGFwdGVyV2VpZ2h0EgwKBG5hbWUYASABKAkSEwoGd2VpZ2h0GAIgASgBSACIAQFCCQoHX3dlaWdodCJbCg1PdXRwdXRPcHRpb25zEigKBmZvcm1hdBgBIAEoDjIYLmRpdGNhc3QudjEuT3V0cHV0Rm9ybWF0EhQKB3F1YWxpdHkYAiABKAVIAIgBAUIKCghfcXVhbGl0eSJkCg9Qcm9ncmVzc09wdGlvbnMSHQoVcHJldmlld19ldmVyeV9uX3N0ZXBzGAEgASgFEh0KEHByZXZpZXdfbWF4X3NpZGUYAiABKAVIAIgBAUITChFfcHJldmlld19tYXhfc2lkZSLxAwoPR2VuZXJhdGlvbkV2ZW50EhIKCnJlcXVlc3RfaWQYASABKAkSEAoIc2VxdWVuY2UYAiABKAQSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJAoGcXVldWVkGAQgASgLMhIuZGl0Y2FzdC52MS5RdWV1ZWRIABImCgdzdGFydGVkGAUgASgLMhMuZGl0Y2FzdC52MS5TdGFydGVkSAASMwoOc3RlcF9jb21wbGV0ZWQYBiABKAsyGS5kaXRjYXN0LnYxLlN0ZXBDb21wbGV0ZWRIABImCgdwcmV2aWV3GAcgASgLMhMuZGl0Y2FzdC52MS5QcmV2aWV3SAASJgoHd2FybmluZxgIIAEoCzITLmRpdGNhc3QudjEuV2FybmluZ0gAEioKCXJlc3RhcnRlZBgJIAEoCzIVLmRpdGNhc3QudjEuUmVzdGFydGVkSAASKgoJaGVhcnRiZWF0GAogASgLMhUuZGl0Y2FzdC52MS5IZWFydGJlYXRIABIvCgxvdXRwdXRfY2h1bmsYCyABKAsyFy5kaXRjYXN0LnYxLk91dHB1dENodW5rSAASKgoJY29tcGxldGVkGAwgASgLMhUuZGl0Y2FzdC52MS5Db21wbGV0ZWRIAEIGCgRraW5kIk0KBlF1ZXVlZBIQCghwb3NpdGlvbhgBIAEoBRIxCg5lc3RpbWF0ZWRfd2FpdBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKAAQoHU3RhcnRlZBIyCgpwYXJhbWV0ZXJzGAEgASgLMh4uZGl0Y2FzdC52MS5SZXNvbHZlZFBhcmFtZXRlcnMSHgoWY29uZmlndXJhdGlvbl9yZXZpc2lvbhgCIAEoBBISCgp3b3JsZF9zaXplGAMgASgFEg0KBWVwb2NoGAQgASgEIsMEChJSZXNvbHZlZFBhcmFtZXRlcnMSDgoGcHJvbXB0GAEgASgJEhwKD25lZ2F0aXZlX3Byb21wdBgCIAEoCUgAiAEBEg0KBXdpZHRoGAMgASgFEg4KBmhlaWdodBgEIAEoBRIbChNudW1faW5mZXJlbmNlX3N0ZXBzGAUgASgFEhsKDmd1aWRhbmNlX3NjYWxlGAYgASgBSAGIAQESGwoOdHJ1ZV9jZmdfc2NhbGUYByABKAFIAogBARIMCgRzZWVkGAggASgEEhIKCm51bV9pbWFnZXMYCSABKAUSDgoGc2lnbWFzGAogAygBEhcKCm51bV9mcmFtZXMYCyABKAVIA4gBARIQCgNmcHMYDCABKAFIBIgBARIwCg9waXBlbGluZV9rd2FyZ3MYDSABKAsyFy5nb29nbGUucHJvdG9idWYuU3RydWN0EikKBm91dHB1dBgOIAEoCzIZLmRpdGNhc3QudjEuT3V0cHV0T3B0aW9ucxImCgVjYWNoZRgPIAEoCzIXLmRpdGNhc3QudjEuQ2FjaGVDb25maWcSLAoGaW1hZ2VzGBAgAygLMhwuZGl0Y2FzdC52MS5JbnB1dEltYWdlRGlnZXN0EigKCGFkYXB0ZXJzGBEgAygLMhYuZGl0Y2FzdC52MS5BZGFwdGVyVXNlQhIKEF9uZWdhdGl2ZV9wcm9tcHRCEQoPX2d1aWRhbmNlX3NjYWxlQhEKD190cnVlX2NmZ19zY2FsZUINCgtfbnVtX2ZyYW1lc0IGCgRfZnBzIkIKCkFkYXB0ZXJVc2USDAoEbmFtZRgBIAEoCRIOCgZ3ZWlnaHQYAiABKAESFgoOd2VpZ2h0c19kaWdlc3QYAyABKAkikgEKEElucHV0SW1hZ2VEaWdlc3QSKAoEcm9sZRgBIAEoDjIaLmRpdGNhc3QudjEuSW5wdXRJbWFnZVJvbGUSEgoKc2l6ZV9ieXRlcxgCIAEoAxIOCgZzaGEyNTYYAyABKAwSEQoJcGFyYW1ldGVyGAQgASgJEg0KBXdpZHRoGAUgASgFEg4KBmhlaWdodBgGIAEoBSL/AwoNU3RlcENvbXBsZXRlZBIMCgRzdGVwGAEgASgFEhMKC3RvdGFsX3N0ZXBzGAIgASgFEhUKCHRpbWVzdGVwGAMgASgBSACIAQESEgoFc2lnbWEYBCABKAFIAYgBARIwCg1zdGVwX2R1cmF0aW9uGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjYKE2VzdGltYXRlZF9yZW1haW5pbmcYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMQoOY2FjaGVfZGVjaXNpb24YByABKA4yGS5kaXRjYXN0LnYxLkNhY2hlRGVjaXNpb24SGgoNcmVzaWR1YWxfZGlmZhgIIAEoAUgCiAEBEjoKEmNmZ19jYWNoZV9kZWNpc2lvbhgJIAEoDjIZLmRpdGNhc3QudjEuQ2FjaGVEZWNpc2lvbkgDiAEBEh4KEWNmZ19yZXNpZHVhbF9kaWZmGAogASgBSASIAQESNQoMdHJhbnNmb3JtZXJzGAsgAygLMh8uZGl0Y2FzdC52MS5UcmFuc2Zvcm1lckRlY2lzaW9uQgsKCV90aW1lc3RlcEIICgZfc2lnbWFCEAoOX3Jlc2lkdWFsX2RpZmZCFQoTX2NmZ19jYWNoZV9kZWNpc2lvbkIUChJfY2ZnX3Jlc2lkdWFsX2RpZmYijQIKE1RyYW5zZm9ybWVyRGVjaXNpb24SDAoEbmFtZRgBIAEoCRIxCg5jYWNoZV9kZWNpc2lvbhgCIAEoDjIZLmRpdGNhc3QudjEuQ2FjaGVEZWNpc2lvbhIaCg1yZXNpZHVhbF9kaWZmGAMgASgBSACIAQESOgoSY2ZnX2NhY2hlX2RlY2lzaW9uGAQgASgOMhkuZGl0Y2FzdC52MS5DYWNoZURlY2lzaW9uSAGIAQESHgoRY2ZnX3Jlc2lkdWFsX2RpZmYYBSABKAFIAogBAUIQCg5fcmVzaWR1YWxfZGlmZkIVChNfY2ZnX2NhY2hlX2RlY2lzaW9uQhQKEl9jZmdfcmVzaWR1YWxfZGlmZiJuCgdQcmV2aWV3EgwKBHN0ZXAYASABKAUSFAoMb3V0cHV0X2luZGV4GAIgASgFEhIKCm1lZGlhX3R5cGUYAyABKAkSDQoFd2lkdGgYBCABKAUSDgoGaGVpZ2h0GAUgASgFEgwKBGRhdGEYBiABKAwiKQoHV2FybmluZxINCgVmaWVsZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgJIlEKCVJlc3RhcnRlZBIPCgdhdHRlbXB0GAEgASgFEhQKDG1heF9hdHRlbXB0cxgCIAEoBRINCgVlcG9jaBgDIAEoBBIOCgZyZWFzb24YBCABKAkiNwoJSGVhcnRiZWF0EioKBXN0YXRlGAEgASgOMhsuZGl0Y2FzdC52MS5HZW5lcmF0aW9uU3RhdGUiagoLT3V0cHV0Q2h1bmsSFAoMb3V0cHV0X2luZGV4GAEgASgFEhIKCm1lZGlhX3R5cGUYAiABKAkSEwoLdG90YWxfYnl0ZXMYAyABKAMSDgoGb2Zmc2V0GAQgASgDEgwKBGRhdGEYBSABKAwipwEKCUNvbXBsZXRlZBIkCgdyZWNlaXB0GAEgASgLMhMuZGl0Y2FzdC52MS5SZWNlaXB0EiQKB3RpbWluZ3MYAiABKAsyEy5kaXRjYXN0LnYxLlRpbWluZ3MSJgoFY2FjaGUYAyABKAsyFy5kaXRjYXN0LnYxLkNhY2hlUmVwb3J0EiYKBm1lbW9yeRgEIAMoCzIWLmRpdGNhc3QudjEuUmFua01lbW9yeSK9BAoHUmVjZWlwdBIyCgpwYXJhbWV0ZXJzGAEgASgLMh4uZGl0Y2FzdC52MS5SZXNvbHZlZFBhcmFtZXRlcnMSEAoIbW9kZWxfaWQYAiABKAkSGwoObW9kZWxfcmV2aXNpb24YAyABKAlIAIgBARIWCg53ZWlnaHRzX2RpZ2VzdBgEIAEoCRJCChBsaWJyYXJ5X3ZlcnNpb25zGAUgAygLMiguZGl0Y2FzdC52MS5SZWNlaXB0LkxpYnJhcnlWZXJzaW9uc0VudHJ5EhIKCndvcmxkX3NpemUYBiABKAUSMgoLcGFyYWxsZWxpc20YByABKAsyHS5kaXRjYXN0LnYxLlBhcmFsbGVsaXNtQ29uZmlnEhgKEHRocmVhZHNfcGVyX3JhbmsYCCABKAUSDgoGZGV2aWNlGAkgASgJEg0KBWR0eXBlGAogASgJEh4KFmNvbmZpZ3VyYXRpb25fcmV2aXNpb24YCyABKAQSMAoNY29uZmlndXJhdGlvbhgMIAEoCzIZLmRpdGNhc3QudjEuQ29uZmlndXJhdGlvbhITCgtzaWdtYXNfdXNlZBgNIAMoARIpCgdvdXRwdXRzGA4gAygLMhguZGl0Y2FzdC52MS5PdXRwdXREaWdlc3QSFQoNZGV0ZXJtaW5pc3RpYxgPIAEoCBo2ChRMaWJyYXJ5VmVyc2lvbnNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQhEKD19tb2RlbF9yZXZpc2lvbiJcCgxPdXRwdXREaWdlc3QSFAoMb3V0cHV0X2luZGV4GAEgASgFEhIKCm1lZGlhX3R5cGUYAiABKAkSEgoKc2l6ZV9ieXRlcxgDIAEoAxIOCgZzaGEyNTYYBCABKAwi8AMKB1RpbWluZ3MSKQoGcXVldWVkGAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEioKB3ByZXBhcmUYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKgoHZGVub2lzZRgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgZkZWNvZGUYBCABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKQoGZW5jb2RlGAUgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEigKBXRvdGFsGAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEicKBGxvYWQYByABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKgoHd2FybV91cBgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIwCg1lbmNvZGVfcHJvbXB0GAkgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEi4KC3N0ZXBfbWVkaWFuGAogASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEisKCHByZXZpZXdzGAsgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uItsBCgtDYWNoZVJlcG9ydBIWCg5jb21wdXRlZF9zdGVwcxgBIAMoBRIUCgxjYWNoZWRfc3RlcHMYAiADKAUSFAoMcHJ1bmVkX3N0ZXBzGAMgAygFEhoKEmNmZ19jb21wdXRlZF9zdGVwcxgEIAMoBRIYChBjZmdfY2FjaGVkX3N0ZXBzGAUgAygFEhgKEGNmZ19wcnVuZWRfc3RlcHMYBiADKAUSOAoMdHJhbnNmb3JtZXJzGAcgAygLMiIuZGl0Y2FzdC52MS5UcmFuc2Zvcm1lckNhY2hlUmVwb3J0IroBChZUcmFuc2Zvcm1lckNhY2hlUmVwb3J0EgwKBG5hbWUYASABKAkSFgoOY29tcHV0ZWRfc3RlcHMYAiADKAUSFAoMY2FjaGVkX3N0ZXBzGAMgAygFEhQKDHBydW5lZF9zdGVwcxgEIAMoBRIaChJjZmdfY29tcHV0ZWRfc3RlcHMYBSADKAUSGAoQY2ZnX2NhY2hlZF9zdGVwcxgGIAMoBRIYChBjZmdfcHJ1bmVkX3N0ZXBzGAcgAygFIkIKClJhbmtNZW1vcnkSDAoEcmFuaxgBIAEoBRISCgpwZWFrX2J5dGVzGAIgASgDEhIKCmZyZWVfYnl0ZXMYAyABKAMixAMKEUdlbmVyYXRpb25TdW1tYXJ5EhIKCnJlcXVlc3RfaWQYASABKAkSKgoFc3RhdGUYAiABKA4yGy5kaXRjYXN0LnYxLkdlbmVyYXRpb25TdGF0ZRImCghwcmlvcml0eRgDIAEoDjIULmRpdGNhc3QudjEuUHJpb3JpdHkSLwoLY3JlYXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi4KCnN0YXJ0X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtleHBpcmVfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEc3RlcBgIIAEoBRITCgt0b3RhbF9zdGVwcxgJIAEoBRIPCgdhdHRlbXB0GAogASgFEhUKCHBvc2l0aW9uGAsgASgFSACIAQESHgoWY29uZmlndXJhdGlvbl9yZXZpc2lvbhgMIAEoBBIPCgdyZWFkZXJzGA0gASgFQgsKCV9wb3NpdGlvbiqoAQoOSW5wdXRJbWFnZVJvbGUSIAocSU5QVVRfSU1BR0VfUk9MRV9VTlNQRUNJRklFRBAAEhoKFklOUFVUX0lNQUdFX1JPTEVfSU1BR0UQARIZChVJTlBVVF9JTUFHRV9ST0xFX01BU0sQAhIcChhJTlBVVF9JTUFHRV9ST0xFX0NPTlRST0wQAxIfChtJTlBVVF9JTUFHRV9ST0xFX0xBU1RfRlJBTUUQBCrNAQoMT3V0cHV0Rm9ybWF0Eh0KGU9VVFBVVF9GT1JNQVRfVU5TUEVDSUZJRUQQABIVChFPVVRQVVRfRk9STUFUX1BORxABEhYKEk9VVFBVVF9GT1JNQVRfSlBFRxACEhYKEk9VVFBVVF9GT1JNQVRfV0VCUBADEhUKEU9VVFBVVF9GT1JNQVRfTVA0EAQSGgoWT1VUUFVUX0ZPUk1BVF9SQVdfUkdCOBAFEiQKIE9VVFBVVF9GT1JNQVRfTEFURU5UX1NBRkVURU5TT1JTEAYqcwoQRGlzY29ubmVjdFBvbGljeRIhCh1ESVNDT05ORUNUX1BPTElDWV9VTlNQRUNJRklFRBAAEhwKGERJU0NPTk5FQ1RfUE9MSUNZX0NBTkNFTBABEh4KGkRJU0NPTk5FQ1RfUE9MSUNZX0NPTlRJTlVFEAIqXgoIUHJpb3JpdHkSGAoUUFJJT1JJVFlfVU5TUEVDSUZJRUQQABIQCgxQUklPUklUWV9MT1cQARITCg9QUklPUklUWV9OT1JNQUwQAhIRCg1QUklPUklUWV9ISUdIEAMq7AEKD0dlbmVyYXRpb25TdGF0ZRIgChxHRU5FUkFUSU9OX1NUQVRFX1VOU1BFQ0lGSUVEEAASGwoXR0VORVJBVElPTl9TVEFURV9RVUVVRUQQARIcChhHRU5FUkFUSU9OX1NUQVRFX1JVTk5JTkcQAhIfChtHRU5FUkFUSU9OX1NUQVRFX1JFU1RBUlRJTkcQAxIeChpHRU5FUkFUSU9OX1NUQVRFX1NVQ0NFRURFRBAEEh4KGkdFTkVSQVRJT05fU1RBVEVfQ0FOQ0VMTEVEEAUSGwoXR0VORVJBVElPTl9TVEFURV9GQUlMRUQQBiqCAQoNQ2FjaGVEZWNpc2lvbhIeChpDQUNIRV9ERUNJU0lPTl9VTlNQRUNJRklFRBAAEhsKF0NBQ0hFX0RFQ0lTSU9OX0NPTVBVVEVEEAESGQoVQ0FDSEVfREVDSVNJT05fQ0FDSEVEEAISGQoVQ0FDSEVfREVDSVNJT05fUFJVTkVEEANiBnByb3RvMw", [file_ditcast_v1_acceleration, file_google_protobuf_duration, file_google_protobuf_struct, file_google_protobuf_timestamp]);
+  fileDesc("ChtkaXRjYXN0L3YxL2dlbmVyYXRpb24ucHJvdG8SCmRpdGNhc3QudjEiYwoKSW5wdXRJbWFnZRIOCgRkYXRhGAEgASgMSAASKAoEcm9sZRgCIAEoDjIaLmRpdGNhc3QudjEuSW5wdXRJbWFnZVJvbGUSEQoJcGFyYW1ldGVyGAMgASgJQggKBnNvdXJjZSI9Cg1BZGFwdGVyV2VpZ2h0EgwKBG5hbWUYASABKAkSEwoGd2VpZ2h0GAIgASgBSACIAQFCCQoHX3dlaWdodCJbCg1PdXRwdXRPcHRpb25zEigKBmZvcm1hdBgBIAEoDjIYLmRpdGNhc3QudjEuT3V0cHV0Rm9ybWF0EhQKB3F1YWxpdHkYAiABKAVIAIgBAUIKCghfcXVhbGl0eSJkCg9Qcm9ncmVzc09wdGlvbnMSHQoVcHJldmlld19ldmVyeV9uX3N0ZXBzGAEgASgFEh0KEHByZXZpZXdfbWF4X3NpZGUYAiABKAVIAIgBAUITChFfcHJldmlld19tYXhfc2lkZSLxAwoPR2VuZXJhdGlvbkV2ZW50EhIKCnJlcXVlc3RfaWQYASABKAkSEAoIc2VxdWVuY2UYAiABKAQSKAoEdGltZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJAoGcXVldWVkGAQgASgLMhIuZGl0Y2FzdC52MS5RdWV1ZWRIABImCgdzdGFydGVkGAUgASgLMhMuZGl0Y2FzdC52MS5TdGFydGVkSAASMwoOc3RlcF9jb21wbGV0ZWQYBiABKAsyGS5kaXRjYXN0LnYxLlN0ZXBDb21wbGV0ZWRIABImCgdwcmV2aWV3GAcgASgLMhMuZGl0Y2FzdC52MS5QcmV2aWV3SAASJgoHd2FybmluZxgIIAEoCzITLmRpdGNhc3QudjEuV2FybmluZ0gAEioKCXJlc3RhcnRlZBgJIAEoCzIVLmRpdGNhc3QudjEuUmVzdGFydGVkSAASKgoJaGVhcnRiZWF0GAogASgLMhUuZGl0Y2FzdC52MS5IZWFydGJlYXRIABIvCgxvdXRwdXRfY2h1bmsYCyABKAsyFy5kaXRjYXN0LnYxLk91dHB1dENodW5rSAASKgoJY29tcGxldGVkGAwgASgLMhUuZGl0Y2FzdC52MS5Db21wbGV0ZWRIAEIGCgRraW5kIk0KBlF1ZXVlZBIQCghwb3NpdGlvbhgBIAEoBRIxCg5lc3RpbWF0ZWRfd2FpdBgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKUAQoHU3RhcnRlZBIyCgpwYXJhbWV0ZXJzGAEgASgLMh4uZGl0Y2FzdC52MS5SZXNvbHZlZFBhcmFtZXRlcnMSHgoWY29uZmlndXJhdGlvbl9yZXZpc2lvbhgCIAEoBBISCgp3b3JsZF9zaXplGAMgASgFEg0KBWVwb2NoGAQgASgEEhIKCmJhdGNoX3NpemUYBSABKAUiwwQKElJlc29sdmVkUGFyYW1ldGVycxIOCgZwcm9tcHQYASABKAkSHAoPbmVnYXRpdmVfcHJvbXB0GAIgASgJSACIAQESDQoFd2lkdGgYAyABKAUSDgoGaGVpZ2h0GAQgASgFEhsKE251bV9pbmZlcmVuY2Vfc3RlcHMYBSABKAUSGwoOZ3VpZGFuY2Vfc2NhbGUYBiABKAFIAYgBARIbCg50cnVlX2NmZ19zY2FsZRgHIAEoAUgCiAEBEgwKBHNlZWQYCCABKAQSEgoKbnVtX2ltYWdlcxgJIAEoBRIOCgZzaWdtYXMYCiADKAESFwoKbnVtX2ZyYW1lcxgLIAEoBUgDiAEBEhAKA2ZwcxgMIAEoAUgEiAEBEjAKD3BpcGVsaW5lX2t3YXJncxgNIAEoCzIXLmdvb2dsZS5wcm90b2J1Zi5TdHJ1Y3QSKQoGb3V0cHV0GA4gASgLMhkuZGl0Y2FzdC52MS5PdXRwdXRPcHRpb25zEiYKBWNhY2hlGA8gASgLMhcuZGl0Y2FzdC52MS5DYWNoZUNvbmZpZxIsCgZpbWFnZXMYECADKAsyHC5kaXRjYXN0LnYxLklucHV0SW1hZ2VEaWdlc3QSKAoIYWRhcHRlcnMYESADKAsyFi5kaXRjYXN0LnYxLkFkYXB0ZXJVc2VCEgoQX25lZ2F0aXZlX3Byb21wdEIRCg9fZ3VpZGFuY2Vfc2NhbGVCEQoPX3RydWVfY2ZnX3NjYWxlQg0KC19udW1fZnJhbWVzQgYKBF9mcHMiQgoKQWRhcHRlclVzZRIMCgRuYW1lGAEgASgJEg4KBndlaWdodBgCIAEoARIWCg53ZWlnaHRzX2RpZ2VzdBgDIAEoCSKSAQoQSW5wdXRJbWFnZURpZ2VzdBIoCgRyb2xlGAEgASgOMhouZGl0Y2FzdC52MS5JbnB1dEltYWdlUm9sZRISCgpzaXplX2J5dGVzGAIgASgDEg4KBnNoYTI1NhgDIAEoDBIRCglwYXJhbWV0ZXIYBCABKAkSDQoFd2lkdGgYBSABKAUSDgoGaGVpZ2h0GAYgASgFIv8DCg1TdGVwQ29tcGxldGVkEgwKBHN0ZXAYASABKAUSEwoLdG90YWxfc3RlcHMYAiABKAUSFQoIdGltZXN0ZXAYAyABKAFIAIgBARISCgVzaWdtYRgEIAEoAUgBiAEBEjAKDXN0ZXBfZHVyYXRpb24YBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SNgoTZXN0aW1hdGVkX3JlbWFpbmluZxgGIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIxCg5jYWNoZV9kZWNpc2lvbhgHIAEoDjIZLmRpdGNhc3QudjEuQ2FjaGVEZWNpc2lvbhIaCg1yZXNpZHVhbF9kaWZmGAggASgBSAKIAQESOgoSY2ZnX2NhY2hlX2RlY2lzaW9uGAkgASgOMhkuZGl0Y2FzdC52MS5DYWNoZURlY2lzaW9uSAOIAQESHgoRY2ZnX3Jlc2lkdWFsX2RpZmYYCiABKAFIBIgBARI1Cgx0cmFuc2Zvcm1lcnMYCyADKAsyHy5kaXRjYXN0LnYxLlRyYW5zZm9ybWVyRGVjaXNpb25CCwoJX3RpbWVzdGVwQggKBl9zaWdtYUIQCg5fcmVzaWR1YWxfZGlmZkIVChNfY2ZnX2NhY2hlX2RlY2lzaW9uQhQKEl9jZmdfcmVzaWR1YWxfZGlmZiKNAgoTVHJhbnNmb3JtZXJEZWNpc2lvbhIMCgRuYW1lGAEgASgJEjEKDmNhY2hlX2RlY2lzaW9uGAIgASgOMhkuZGl0Y2FzdC52MS5DYWNoZURlY2lzaW9uEhoKDXJlc2lkdWFsX2RpZmYYAyABKAFIAIgBARI6ChJjZmdfY2FjaGVfZGVjaXNpb24YBCABKA4yGS5kaXRjYXN0LnYxLkNhY2hlRGVjaXNpb25IAYgBARIeChFjZmdfcmVzaWR1YWxfZGlmZhgFIAEoAUgCiAEBQhAKDl9yZXNpZHVhbF9kaWZmQhUKE19jZmdfY2FjaGVfZGVjaXNpb25CFAoSX2NmZ19yZXNpZHVhbF9kaWZmIm4KB1ByZXZpZXcSDAoEc3RlcBgBIAEoBRIUCgxvdXRwdXRfaW5kZXgYAiABKAUSEgoKbWVkaWFfdHlwZRgDIAEoCRINCgV3aWR0aBgEIAEoBRIOCgZoZWlnaHQYBSABKAUSDAoEZGF0YRgGIAEoDCIpCgdXYXJuaW5nEg0KBWZpZWxkGAEgASgJEg8KB21lc3NhZ2UYAiABKAkiUQoJUmVzdGFydGVkEg8KB2F0dGVtcHQYASABKAUSFAoMbWF4X2F0dGVtcHRzGAIgASgFEg0KBWVwb2NoGAMgASgEEg4KBnJlYXNvbhgEIAEoCSI3CglIZWFydGJlYXQSKgoFc3RhdGUYASABKA4yGy5kaXRjYXN0LnYxLkdlbmVyYXRpb25TdGF0ZSJqCgtPdXRwdXRDaHVuaxIUCgxvdXRwdXRfaW5kZXgYASABKAUSEgoKbWVkaWFfdHlwZRgCIAEoCRITCgt0b3RhbF9ieXRlcxgDIAEoAxIOCgZvZmZzZXQYBCABKAMSDAoEZGF0YRgFIAEoDCLVAQoJQ29tcGxldGVkEiQKB3JlY2VpcHQYASABKAsyEy5kaXRjYXN0LnYxLlJlY2VpcHQSJAoHdGltaW5ncxgCIAEoCzITLmRpdGNhc3QudjEuVGltaW5ncxImCgVjYWNoZRgDIAEoCzIXLmRpdGNhc3QudjEuQ2FjaGVSZXBvcnQSJgoGbWVtb3J5GAQgAygLMhYuZGl0Y2FzdC52MS5SYW5rTWVtb3J5EiwKBnNoYWRvdxgFIAEoCzIcLmRpdGNhc3QudjEuU2hhZG93Q29tcGFyaXNvbiKIAQoQU2hhZG93Q29tcGFyaXNvbhIrCgdvdXRwdXRzGAEgAygLMhouZGl0Y2FzdC52MS5PdXRwdXRMaWtlbmVzcxIzChB1bmNhY2hlZF9kZW5vaXNlGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhIKCnRpbWVfcmF0aW8YAyABKAEiQgoOT3V0cHV0TGlrZW5lc3MSFAoMb3V0cHV0X2luZGV4GAEgASgFEgwKBHBzbnIYAiABKAESDAoEc3NpbRgDIAEoASLgBAoHUmVjZWlwdBIyCgpwYXJhbWV0ZXJzGAEgASgLMh4uZGl0Y2FzdC52MS5SZXNvbHZlZFBhcmFtZXRlcnMSEAoIbW9kZWxfaWQYAiABKAkSGwoObW9kZWxfcmV2aXNpb24YAyABKAlIAIgBARIWCg53ZWlnaHRzX2RpZ2VzdBgEIAEoCRJCChBsaWJyYXJ5X3ZlcnNpb25zGAUgAygLMiguZGl0Y2FzdC52MS5SZWNlaXB0LkxpYnJhcnlWZXJzaW9uc0VudHJ5EhIKCndvcmxkX3NpemUYBiABKAUSMgoLcGFyYWxsZWxpc20YByABKAsyHS5kaXRjYXN0LnYxLlBhcmFsbGVsaXNtQ29uZmlnEhgKEHRocmVhZHNfcGVyX3JhbmsYCCABKAUSDgoGZGV2aWNlGAkgASgJEg0KBWR0eXBlGAogASgJEh4KFmNvbmZpZ3VyYXRpb25fcmV2aXNpb24YCyABKAQSMAoNY29uZmlndXJhdGlvbhgMIAEoCzIZLmRpdGNhc3QudjEuQ29uZmlndXJhdGlvbhITCgtzaWdtYXNfdXNlZBgNIAMoARIpCgdvdXRwdXRzGA4gAygLMhguZGl0Y2FzdC52MS5PdXRwdXREaWdlc3QSFQoNZGV0ZXJtaW5pc3RpYxgPIAEoCBINCgVncm91cBgQIAEoBRISCgpiYXRjaF9zaXplGBEgASgFGjYKFExpYnJhcnlWZXJzaW9uc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFCEQoPX21vZGVsX3JldmlzaW9uIlwKDE91dHB1dERpZ2VzdBIUCgxvdXRwdXRfaW5kZXgYASABKAUSEgoKbWVkaWFfdHlwZRgCIAEoCRISCgpzaXplX2J5dGVzGAMgASgDEg4KBnNoYTI1NhgEIAEoDCKbBAoHVGltaW5ncxIpCgZxdWV1ZWQYASABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKgoHcHJlcGFyZRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIqCgdkZW5vaXNlGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEikKBmRlY29kZRgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgZlbmNvZGUYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKAoFdG90YWwYBiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJwoEbG9hZBgHIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIqCgd3YXJtX3VwGAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjAKDWVuY29kZV9wcm9tcHQYCSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLgoLc3RlcF9tZWRpYW4YCiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKwoIcHJldmlld3MYCyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SKQoGc2hhZG93GAwgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uItsBCgtDYWNoZVJlcG9ydBIWCg5jb21wdXRlZF9zdGVwcxgBIAMoBRIUCgxjYWNoZWRfc3RlcHMYAiADKAUSFAoMcHJ1bmVkX3N0ZXBzGAMgAygFEhoKEmNmZ19jb21wdXRlZF9zdGVwcxgEIAMoBRIYChBjZmdfY2FjaGVkX3N0ZXBzGAUgAygFEhgKEGNmZ19wcnVuZWRfc3RlcHMYBiADKAUSOAoMdHJhbnNmb3JtZXJzGAcgAygLMiIuZGl0Y2FzdC52MS5UcmFuc2Zvcm1lckNhY2hlUmVwb3J0IroBChZUcmFuc2Zvcm1lckNhY2hlUmVwb3J0EgwKBG5hbWUYASABKAkSFgoOY29tcHV0ZWRfc3RlcHMYAiADKAUSFAoMY2FjaGVkX3N0ZXBzGAMgAygFEhQKDHBydW5lZF9zdGVwcxgEIAMoBRIaChJjZmdfY29tcHV0ZWRfc3RlcHMYBSADKAUSGAoQY2ZnX2NhY2hlZF9zdGVwcxgGIAMoBRIYChBjZmdfcHJ1bmVkX3N0ZXBzGAcgAygFIkIKClJhbmtNZW1vcnkSDAoEcmFuaxgBIAEoBRISCgpwZWFrX2J5dGVzGAIgASgDEhIKCmZyZWVfYnl0ZXMYAyABKAMixAMKEUdlbmVyYXRpb25TdW1tYXJ5EhIKCnJlcXVlc3RfaWQYASABKAkSKgoFc3RhdGUYAiABKA4yGy5kaXRjYXN0LnYxLkdlbmVyYXRpb25TdGF0ZRImCghwcmlvcml0eRgDIAEoDjIULmRpdGNhc3QudjEuUHJpb3JpdHkSLwoLY3JlYXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi4KCnN0YXJ0X3RpbWUYBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgtleHBpcmVfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEc3RlcBgIIAEoBRITCgt0b3RhbF9zdGVwcxgJIAEoBRIPCgdhdHRlbXB0GAogASgFEhUKCHBvc2l0aW9uGAsgASgFSACIAQESHgoWY29uZmlndXJhdGlvbl9yZXZpc2lvbhgMIAEoBBIPCgdyZWFkZXJzGA0gASgFQgsKCV9wb3NpdGlvbiqoAQoOSW5wdXRJbWFnZVJvbGUSIAocSU5QVVRfSU1BR0VfUk9MRV9VTlNQRUNJRklFRBAAEhoKFklOUFVUX0lNQUdFX1JPTEVfSU1BR0UQARIZChVJTlBVVF9JTUFHRV9ST0xFX01BU0sQAhIcChhJTlBVVF9JTUFHRV9ST0xFX0NPTlRST0wQAxIfChtJTlBVVF9JTUFHRV9ST0xFX0xBU1RfRlJBTUUQBCrNAQoMT3V0cHV0Rm9ybWF0Eh0KGU9VVFBVVF9GT1JNQVRfVU5TUEVDSUZJRUQQABIVChFPVVRQVVRfRk9STUFUX1BORxABEhYKEk9VVFBVVF9GT1JNQVRfSlBFRxACEhYKEk9VVFBVVF9GT1JNQVRfV0VCUBADEhUKEU9VVFBVVF9GT1JNQVRfTVA0EAQSGgoWT1VUUFVUX0ZPUk1BVF9SQVdfUkdCOBAFEiQKIE9VVFBVVF9GT1JNQVRfTEFURU5UX1NBRkVURU5TT1JTEAYqcwoQRGlzY29ubmVjdFBvbGljeRIhCh1ESVNDT05ORUNUX1BPTElDWV9VTlNQRUNJRklFRBAAEhwKGERJU0NPTk5FQ1RfUE9MSUNZX0NBTkNFTBABEh4KGkRJU0NPTk5FQ1RfUE9MSUNZX0NPTlRJTlVFEAIqXgoIUHJpb3JpdHkSGAoUUFJJT1JJVFlfVU5TUEVDSUZJRUQQABIQCgxQUklPUklUWV9MT1cQARITCg9QUklPUklUWV9OT1JNQUwQAhIRCg1QUklPUklUWV9ISUdIEAMq7AEKD0dlbmVyYXRpb25TdGF0ZRIgChxHRU5FUkFUSU9OX1NUQVRFX1VOU1BFQ0lGSUVEEAASGwoXR0VORVJBVElPTl9TVEFURV9RVUVVRUQQARIcChhHRU5FUkFUSU9OX1NUQVRFX1JVTk5JTkcQAhIfChtHRU5FUkFUSU9OX1NUQVRFX1JFU1RBUlRJTkcQAxIeChpHRU5FUkFUSU9OX1NUQVRFX1NVQ0NFRURFRBAEEh4KGkdFTkVSQVRJT05fU1RBVEVfQ0FOQ0VMTEVEEAUSGwoXR0VORVJBVElPTl9TVEFURV9GQUlMRUQQBiqCAQoNQ2FjaGVEZWNpc2lvbhIeChpDQUNIRV9ERUNJU0lPTl9VTlNQRUNJRklFRBAAEhsKF0NBQ0hFX0RFQ0lTSU9OX0NPTVBVVEVEEAESGQoVQ0FDSEVfREVDSVNJT05fQ0FDSEVEEAISGQoVQ0FDSEVfREVDSVNJT05fUFJVTkVEEANiBnByb3RvMw", [file_ditcast_v1_acceleration, file_google_protobuf_duration, file_google_protobuf_struct, file_google_protobuf_timestamp]);
 
 /**
  * A picture that a generation starts from.
@@ -32,8 +32,9 @@ export type InputImage = Message<"ditcast.v1.InputImage"> & {
    */
   source: {
     /**
-     * The encoded file: PNG, JPEG or WebP. Bounded by the message size of a
-     * request (32 MiB by default; see the capabilities).
+     * The encoded file: PNG, JPEG or WebP, not animated. Bounded by the message
+     * size of a request (32 MiB by default; see the capabilities). It is turned as
+     * its EXIF data says, and what is transparent becomes white.
      *
      * @generated from field: bytes data = 1;
      */
@@ -107,7 +108,8 @@ export type OutputOptions = Message<"ditcast.v1.OutputOptions"> & {
   format: OutputFormat;
 
   /**
-   * Quality of JPEG and WebP, 1 to 100; refused with other forms. Unset: 90.
+   * Quality of JPEG, WebP and MP4, 1 to 100; refused with other forms. Of MP4 it
+   * settles x264's rate factor: 100 is 15, 90 is 18, 1 is 40. Unset: 90.
    *
    * @generated from field: optional int32 quality = 2;
    */
@@ -232,7 +234,8 @@ export type GenerationEvent = Message<"ditcast.v1.GenerationEvent"> & {
     case: "warning";
   } | {
     /**
-     * The ranks were lost and the generation begins again, from step 1.
+     * The ranks were lost, or the batch that the generation was in failed: it
+     * begins again, from step 1.
      *
      * @generated from field: ditcast.v1.Restarted restarted = 9;
      */
@@ -330,11 +333,20 @@ export type Started = Message<"ditcast.v1.Started"> & {
   worldSize: number;
 
   /**
-   * Epoch of the group of ranks, from 1; grows each time the ranks are replaced.
+   * Epoch of the group of ranks, from 1; grows each time ranks are started, of
+   * whichever group.
    *
    * @generated from field: uint64 epoch = 4;
    */
   epoch: bigint;
+
+  /**
+   * Generations that share the call of the pipeline that begins, this one too: 1
+   * unless the server batches. 0: the server does not say.
+   *
+   * @generated from field: int32 batch_size = 5;
+   */
+  batchSize: number;
 };
 
 /**
@@ -809,8 +821,9 @@ export const WarningSchema: GenMessage<Warning> = /*@__PURE__*/
 /**
  * The ranks were lost and the generation begins again with its own stored
  * settings. Its steps count from 1 again; no second `started` follows, and what
- * `started` said still holds, the epoch apart. Chunks that were already sent are
- * void.
+ * `started` said still holds, the epoch and the size of a batch apart. Chunks that
+ * were already sent are void. Where a batch failed that it was in, it begins again
+ * alone, on the same ranks.
  *
  * @generated from message ditcast.v1.Restarted
  */
@@ -823,21 +836,22 @@ export type Restarted = Message<"ditcast.v1.Restarted"> & {
   attempt: number;
 
   /**
-   * How many runs there may be.
+   * How many runs there may be; one that failed with a batch comes on top.
    *
    * @generated from field: int32 max_attempts = 2;
    */
   maxAttempts: number;
 
   /**
-   * Epoch of the new group of ranks.
+   * Epoch of the group of ranks that it begins again on. 0: the server has several groups, and it
+   * begins again on whichever is free first.
    *
    * @generated from field: uint64 epoch = 3;
    */
   epoch: bigint;
 
   /**
-   * Why the ranks were lost, in a sentence.
+   * Why the ranks were lost, or the run failed, in a sentence.
    *
    * @generated from field: string reason = 4;
    */
@@ -957,6 +971,14 @@ export type Completed = Message<"ditcast.v1.Completed"> & {
    * @generated from field: repeated ditcast.v1.RankMemory memory = 4;
    */
   memory: RankMemory[];
+
+  /**
+   * How the outputs compare to those without a cache. Unset: not asked for, or it
+   * could not be made, which a `warning` of the field `shadow_comparison` says.
+   *
+   * @generated from field: ditcast.v1.ShadowComparison shadow = 5;
+   */
+  shadow?: ShadowComparison | undefined;
 };
 
 /**
@@ -965,6 +987,80 @@ export type Completed = Message<"ditcast.v1.Completed"> & {
  */
 export const CompletedSchema: GenMessage<Completed> = /*@__PURE__*/
   messageDesc(file_ditcast_v1_generation, 17);
+
+/**
+ * The same request without a cache, run right after, and how near the outputs are
+ * to its own.
+ *
+ * @generated from message ditcast.v1.ShadowComparison
+ */
+export type ShadowComparison = Message<"ditcast.v1.ShadowComparison"> & {
+  /**
+   * One entry an output, in their order.
+   *
+   * @generated from field: repeated ditcast.v1.OutputLikeness outputs = 1;
+   */
+  outputs: OutputLikeness[];
+
+  /**
+   * How long denoising took without a cache; with it: `timings.denoise`.
+   *
+   * @generated from field: google.protobuf.Duration uncached_denoise = 2;
+   */
+  uncachedDenoise?: Duration | undefined;
+
+  /**
+   * `timings.denoise` to `uncached_denoise`.
+   *
+   * @generated from field: double time_ratio = 3;
+   */
+  timeRatio: number;
+};
+
+/**
+ * Describes the message ditcast.v1.ShadowComparison.
+ * Use `create(ShadowComparisonSchema)` to create a new message.
+ */
+export const ShadowComparisonSchema: GenMessage<ShadowComparison> = /*@__PURE__*/
+  messageDesc(file_ditcast_v1_generation, 18);
+
+/**
+ * How near an output is to the one without a cache.
+ *
+ * @generated from message ditcast.v1.OutputLikeness
+ */
+export type OutputLikeness = Message<"ditcast.v1.OutputLikeness"> & {
+  /**
+   * Which output, from 0.
+   *
+   * @generated from field: int32 output_index = 1;
+   */
+  outputIndex: number;
+
+  /**
+   * Peak signal-to-noise ratio over all pixels and colours, in dB, at most 60. Of a
+   * video over all its frames.
+   *
+   * @generated from field: double psnr = 2;
+   */
+  psnr: number;
+
+  /**
+   * Structural similarity after Wang et al. (2004): a Gaussian window of 11 pixels
+   * and sigma 1.5, the mean over the three colours; up to 1. Of a video the mean
+   * over its frames.
+   *
+   * @generated from field: double ssim = 3;
+   */
+  ssim: number;
+};
+
+/**
+ * Describes the message ditcast.v1.OutputLikeness.
+ * Use `create(OutputLikenessSchema)` to create a new message.
+ */
+export const OutputLikenessSchema: GenMessage<OutputLikeness> = /*@__PURE__*/
+  messageDesc(file_ditcast_v1_generation, 19);
 
 /**
  * All that it takes to make the same bytes again.
@@ -1008,7 +1104,7 @@ export type Receipt = Message<"ditcast.v1.Receipt"> & {
   libraryVersions: { [key: string]: string };
 
   /**
-   * Number of ranks.
+   * Number of ranks, in the group that made it.
    *
    * @generated from field: int32 world_size = 6;
    */
@@ -1078,6 +1174,23 @@ export type Receipt = Message<"ditcast.v1.Receipt"> & {
    * @generated from field: bool deterministic = 15;
    */
   deterministic: boolean;
+
+  /**
+   * Which group of ranks made it, from 0. The bytes do not depend on it.
+   *
+   * @generated from field: int32 group = 16;
+   */
+  group: number;
+
+  /**
+   * Generations that were made in the same call of the pipeline, this one too: 1
+   * unless the server batches. 0: the server does not say. From 2 on
+   * `deterministic` is false: made again, alone, its noise is the same and its
+   * bytes may differ.
+   *
+   * @generated from field: int32 batch_size = 17;
+   */
+  batchSize: number;
 };
 
 /**
@@ -1085,7 +1198,7 @@ export type Receipt = Message<"ditcast.v1.Receipt"> & {
  * Use `create(ReceiptSchema)` to create a new message.
  */
 export const ReceiptSchema: GenMessage<Receipt> = /*@__PURE__*/
-  messageDesc(file_ditcast_v1_generation, 18);
+  messageDesc(file_ditcast_v1_generation, 20);
 
 /**
  * An output, told apart by its content.
@@ -1127,7 +1240,7 @@ export type OutputDigest = Message<"ditcast.v1.OutputDigest"> & {
  * Use `create(OutputDigestSchema)` to create a new message.
  */
 export const OutputDigestSchema: GenMessage<OutputDigest> = /*@__PURE__*/
-  messageDesc(file_ditcast_v1_generation, 19);
+  messageDesc(file_ditcast_v1_generation, 21);
 
 /**
  * Where the time of a generation went, by the run that succeeded.
@@ -1213,6 +1326,14 @@ export type Timings = Message<"ditcast.v1.Timings"> & {
    * @generated from field: google.protobuf.Duration previews = 11;
    */
   previews?: Duration | undefined;
+
+  /**
+   * From the last encoded byte to the end of a shadow comparison: waiting for the
+   * ranks, running without a cache, comparing. 0: none was asked for.
+   *
+   * @generated from field: google.protobuf.Duration shadow = 12;
+   */
+  shadow?: Duration | undefined;
 };
 
 /**
@@ -1220,7 +1341,7 @@ export type Timings = Message<"ditcast.v1.Timings"> & {
  * Use `create(TimingsSchema)` to create a new message.
  */
 export const TimingsSchema: GenMessage<Timings> = /*@__PURE__*/
-  messageDesc(file_ditcast_v1_generation, 20);
+  messageDesc(file_ditcast_v1_generation, 22);
 
 /**
  * What the cache did, by numbers of steps (from 1, rising). The lists at the top
@@ -1286,7 +1407,7 @@ export type CacheReport = Message<"ditcast.v1.CacheReport"> & {
  * Use `create(CacheReportSchema)` to create a new message.
  */
 export const CacheReportSchema: GenMessage<CacheReport> = /*@__PURE__*/
-  messageDesc(file_ditcast_v1_generation, 21);
+  messageDesc(file_ditcast_v1_generation, 23);
 
 /**
  * What the cache did with one transformer or block list; see CacheReport.
@@ -1349,7 +1470,7 @@ export type TransformerCacheReport = Message<"ditcast.v1.TransformerCacheReport"
  * Use `create(TransformerCacheReportSchema)` to create a new message.
  */
 export const TransformerCacheReportSchema: GenMessage<TransformerCacheReport> = /*@__PURE__*/
-  messageDesc(file_ditcast_v1_generation, 22);
+  messageDesc(file_ditcast_v1_generation, 24);
 
 /**
  * Memory of one rank during a generation: the device's, or where there is no
@@ -1385,7 +1506,7 @@ export type RankMemory = Message<"ditcast.v1.RankMemory"> & {
  * Use `create(RankMemorySchema)` to create a new message.
  */
 export const RankMemorySchema: GenMessage<RankMemory> = /*@__PURE__*/
-  messageDesc(file_ditcast_v1_generation, 23);
+  messageDesc(file_ditcast_v1_generation, 25);
 
 /**
  * A generation in a list.
@@ -1490,7 +1611,7 @@ export type GenerationSummary = Message<"ditcast.v1.GenerationSummary"> & {
  * Use `create(GenerationSummarySchema)` to create a new message.
  */
 export const GenerationSummarySchema: GenMessage<GenerationSummary> = /*@__PURE__*/
-  messageDesc(file_ditcast_v1_generation, 24);
+  messageDesc(file_ditcast_v1_generation, 26);
 
 /**
  * What an input picture is for.
@@ -1575,7 +1696,8 @@ export enum OutputFormat {
   WEBP = 3,
 
   /**
-   * H.264 in MP4; media type video/mp4. Videos only.
+   * H.264 in MP4; media type video/mp4. Videos only, of even sides: colour is kept
+   * at half of them.
    *
    * @generated from enum value: OUTPUT_FORMAT_MP4 = 4;
    */
