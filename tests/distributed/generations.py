@@ -115,11 +115,15 @@ async def watch_until(events: AsyncIterator[GenerationEvent], kind: str, step: i
     pytest.fail(f"no {kind} came")
 
 
+def endless(asked: GenerateFields) -> GenerateFields:
+    """Ask for the same with steps that no test waits for."""
+    return {**asked, "num_inference_steps": FOR_EVER}
+
+
 @contextlib.asynccontextmanager
 async def occupied(client: Client, asked: GenerateFields) -> AsyncIterator[Generation]:
     """Keep the ranks busy with a generation that does not end by itself."""
-    endless: GenerateFields = {**asked, "num_inference_steps": FOR_EVER}
-    async with client.generate(**endless) as running:
+    async with client.generate(**endless(asked)) as running:
         # Kept: an iterator that is dropped leaves its generation, and cancels it.
         events = aiter(running)
         await watch_until(events, "started")

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
-from tests.distributed.generations import fields, kinds, occupied, small, stub_of, watch_until
+from tests.distributed.generations import (
+    endless,
+    fields,
+    kinds,
+    occupied,
+    small,
+    stub_of,
+    watch_until,
+)
 from tests.mesh.load import generated, servers_of
 from tests.mesh.pair import Pair
 from tests.mesh.proxies import Proxy
 
-from ditcast.v1.generation_pb2 import GenerationState
+from ditcast.v1.generation_pb2 import GenerationEvent, GenerationState
 from ditcast_client import Cancelled, Client
 from ditcast_client.fields import request_from
 
 pytestmark = pytest.mark.mesh
 
 PROXIES = ("nginx_before", "haproxy_before")
-BEATS = 7
-"""Heartbeats, one every 10 s, that outlast the 60 s of silence that each proxy allows."""
+LONG = 70.0
+"""Seconds; longer than what each proxy by default allows a stream that waits."""
 
 
 @pytest.fixture(params=PROXIES)
@@ -115,19 +124,33 @@ async def test_a_long_and_quiet_stream_is_not_cut(
     if not found:
         pytest.skip("no proxy is installed")
     async with contextlib.AsyncExitStack() as stack:
-        busy, streams = [], []
+        busy, streams, kept = [], [], []
+        # Small, their steps would be through before the time is.
+        large = fields(width=256, height=256)
         for server in pair:
             client = await stack.enter_async_context(server.client())
-            # Small, its steps would be through before the quiet is.
-            large = fields(width=256, height=256)
             busy.append(await stack.enter_async_context(occupied(client, large)))
+            # A fast machine is through with one: the streams wait for both.
+            behind = client.generate(**endless(large))
+            busy.append(await stack.enter_async_context(behind))
+            waiting = aiter(behind)
+            await watch_until(waiting, "queued")
+            kept.append(waiting)  # Dropped, it would leave its generation, and cancel it.
         for proxy in found:
             # It does not come back, so that a cut would be seen.
             client = Client(proxy.address, reattach=timedelta())
             streams.append(aiter((await stack.enter_async_context(client)).generate(**small())))
-        for _ in range(BEATS):
-            await asyncio.gather(*(watch_until(each, "heartbeat") for each in streams))
+        over = asyncio.get_running_loop().time() + LONG
+        await asyncio.gather(*(_watch_past(over, each) for each in streams))
         for running in busy:
             await running.cancel()
         for stream in streams:
             assert kinds([event async for event in stream])[-1] == "completed"
+
+
+async def _watch_past(over: float, events: AsyncIterator[GenerationEvent]) -> None:
+    """Read up to the first event after a time of the loop; one comes every 10 s at the least."""
+    async for _ in events:
+        if asyncio.get_running_loop().time() > over:
+            return
+    pytest.fail("it ended before")
