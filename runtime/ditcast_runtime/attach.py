@@ -22,7 +22,7 @@ import structlog
 
 from ditcast_runtime import logs
 from ditcast_runtime.channel import ChannelClosed, RankChannel
-from ditcast_runtime.environment import die_with_the_parent, rank_environment
+from ditcast_runtime.environment import die_with_the_parent, rank_environment, uncollected_imports
 from ditcast_runtime.errors import ConfigError
 from ditcast_runtime.hosts import addresses, handshake
 from ditcast_runtime.hosts.handshake import (
@@ -211,7 +211,8 @@ def main(arguments: Sequence[str]) -> int:
         log.error("giving up", reason=str(error))  # noqa: TRY400 - the reason says it all
         return NOT_ATTACHED
     # Only now: torch reads the environment when it is loaded, which takes while others attach.
-    from ditcast_runtime import rank  # noqa: PLC0415
+    with uncollected_imports():
+        from ditcast_runtime import rank  # noqa: PLC0415
 
     try:
         channel, launch = receive_launch(attached, place, threads)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ditcast_runtime.environment import die_with_the_parent
+from ditcast_runtime.environment import die_with_the_parent, uncollected_imports
 
 
 def main() -> int:
@@ -16,7 +16,8 @@ def main() -> int:
     die_with_the_parent()
     # torch, diffusers and cache-dit take seconds: a service that was killed meanwhile would be
     # outlived by as much.
-    from ditcast_runtime import rank  # noqa: PLC0415
+    with uncollected_imports():
+        from ditcast_runtime import rank  # noqa: PLC0415
 
     return rank.main()
 
