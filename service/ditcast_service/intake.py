@@ -12,8 +12,9 @@ from ditcast.v1.diffusion_service_pb2 import GenerateRequest
 from ditcast_runtime.accepted import Submission
 from ditcast_runtime.config import Adapter, ClientLimits, Configuration
 from ditcast_runtime.events import RequestWarning
-from ditcast_runtime.generation import Parameters
+from ditcast_runtime.generation import Parameters, Request
 from ditcast_runtime.messages import Facts
+from ditcast_runtime.pictures import Pictures
 from ditcast_runtime.settings import Problem
 from ditcast_service.config import ServerConfig
 from ditcast_service.input_images import ImageReader
@@ -71,15 +72,7 @@ class Intake:
             UnsupportedRequest: the values are sound, but something here lacks the features.
             NotServing: nothing is loaded yet.
         """
-        found: list[Problem] = []
-        # Nothing is decoded for a pipeline that takes no pictures, or before one is loaded.
-        takes = bool(request.images and taking_pictures(self._engine.facts))
-        images, pictures = await self._images.read(request.images if takes else (), found)
-        asked, problems = request_from_proto(request, images)
-        problems += found
-        if request.images and not takes:
-            problems.append(Problem("images", "the loaded pipeline takes no pictures"))
-        check_request_id(request.request_id, problems, required=False)
+        asked, pictures, problems = await self._read(request)
 
         def settle() -> tuple[Parameters, tuple[RequestWarning, ...]]:
             configuration = self._engine.configuration
@@ -118,6 +111,21 @@ class Intake:
             shadow_comparison=asked.shadow_comparison,
             keeps_result=keeps_result,
         )
+
+    async def _read(
+        self, request: GenerateRequest
+    ) -> tuple[Request, Pictures | None, list[Problem]]:
+        """Read the fields and decode the pictures; say what cannot be."""
+        found: list[Problem] = []
+        # Nothing is decoded for a pipeline that takes no pictures, or before one is loaded.
+        takes = bool(request.images and taking_pictures(self._engine.facts))
+        images, pictures = await self._images.read(request.images if takes else (), found)
+        asked, problems = request_from_proto(request, images)
+        problems += found
+        if request.images and not takes:
+            problems.append(Problem("images", "the loaded pipeline takes no pictures"))
+        check_request_id(request.request_id, problems, required=False)
+        return asked, pictures, problems
 
     def limits(self) -> ClientLimits:
         """Give what the one who calls may have at once."""
