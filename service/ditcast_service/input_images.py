@@ -25,9 +25,6 @@ from ditcast_service.translate.values import to_word
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What is decoded at all; Pillow knows many more, some of which open other files or run code."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError)
-"""What Pillow raises of files that are cut off or damaged."""
-
 
 class ImageReader:
     """Decodes the pictures of requests, so many requests at a time."""
@@ -87,12 +84,13 @@ def decode(data: bytes, *, mask: bool, limit: int) -> Pixels:
             _check(image, limit)
             turned = ImageOps.exif_transpose(image)
             plain = _flatten(turned).convert("L" if mask else "RGB")
-    except _Unfit:
+    except (_Unfit, MemoryError):
         raise
     except UnidentifiedImageError as error:
         kinds = "it is empty" if not data else "it is no PNG, JPEG or WebP file"
         raise ValueError(kinds) from error
-    except _BROKEN as error:
+    except Exception as error:
+        # Of damaged files Pillow raises what its parts happen to: struct.error, SyntaxError, ...
         raise ValueError(f"it cannot be decoded: {error}"[:200]) from error
     return Pixels(plain.width, plain.height, plain.mode, plain.tobytes())
 

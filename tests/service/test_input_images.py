@@ -136,6 +136,12 @@ def webp(kind: bytes, data: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+@pytest.mark.parametrize("exif", [b"MM\0*", b"MM\0*\0\0\0", b"II*\0\x08\0\0\0\xff\xff"])
+def test_exif_that_is_cut_off_is_refused(exif: bytes) -> None:
+    """Of which Pillow raises no error that it documents."""
+    assert "cannot be decoded" in refusal(file_of(halves(), exif=exif))
+
+
 @pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
 def test_what_lies_beside_the_pixels_cannot_unpack_without_end(kind: bytes) -> None:
     """200 MiB of text, or of a colour profile, in 200 KiB: refused after the first of them."""
