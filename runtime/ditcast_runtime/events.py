@@ -167,13 +167,21 @@ class RankMemory:
     free_bytes: int
 
 
+MOST_DECIBELS = 60.0
+"""PSNR is cut off here, about where only the rounding to 8 bits differs: a mean over pictures must
+not hang on those few that are exactly the same."""
+
+LEAST_SIDE = 11
+"""Pixels of SSIM's window: it says nothing of smaller pictures."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutputLikeness:
     """How near an output is to the one without a cache."""
 
     output_index: int
     psnr: float
-    """dB."""
+    """dB, at most `MOST_DECIBELS`."""
     ssim: float
 
 

@@ -27,7 +27,6 @@ from ditcast_runtime.events import (
 )
 from ditcast_runtime.generation import OutputFormat, OutputOptions
 from ditcast_runtime.ledger import Ledger
-from ditcast_runtime.likeness import compare
 from ditcast_runtime.settings import CacheSettings, Disabled
 
 log = structlog.get_logger()
@@ -84,6 +83,8 @@ class Shadows:
         self._ledger.succeed(generation)
 
     async def _compare(self, generation: Generation, completed: Completed) -> ShadowComparison:
+        from ditcast_runtime.likeness import compare  # noqa: PLC0415 - see there
+
         self._check_accepting()
         shadow = self._ledger.admit_next(_submission(generation))
         try:

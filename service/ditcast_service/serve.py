@@ -41,8 +41,11 @@ def command(argv: list[str]) -> int:
             "Install them with: pip install 'ditcast[server]'"
         )
     # Only now: these need the libraries that were just looked for.
-    from ditcast_runtime.errors import ConfigError  # noqa: PLC0415
-    from ditcast_service import checks, config, lifecycle  # noqa: PLC0415
+    from ditcast_runtime.environment import uncollected_imports  # noqa: PLC0415
+
+    with uncollected_imports():
+        from ditcast_runtime.errors import ConfigError  # noqa: PLC0415
+        from ditcast_service import checks, config, lifecycle  # noqa: PLC0415
 
     try:
         settings = config.load(argv, os.environ)

@@ -15,7 +15,7 @@ import msgspec
 
 from ditcast_runtime.config import Adapter, Configuration, EngineConfig
 from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
-from ditcast_runtime.events import RequestWarning
+from ditcast_runtime.events import LEAST_SIDE, RequestWarning
 from ditcast_runtime.generation import (
     ImageUse,
     KeywordValue,
@@ -24,7 +24,6 @@ from ditcast_runtime.generation import (
     Request,
     SeparateCfg,
 )
-from ditcast_runtime.likeness import LEAST_SIDE
 from ditcast_runtime.messages import Facts, ParameterFact
 from ditcast_runtime.settings import CacheSettings, Disabled, Problem, check_cache
 from ditcast_service.adapters import resolve_adapters

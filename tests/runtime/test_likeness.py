@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ditcast_runtime import likeness
-from ditcast_runtime.likeness import LEAST_SIDE, MOST_DECIBELS, Picture
+from ditcast_runtime.events import LEAST_SIDE, MOST_DECIBELS
+from ditcast_runtime.likeness import Picture
 
 
 def grey(level: int, side: int = 32) -> Picture:

@@ -13,8 +13,8 @@ from google.protobuf.message import Message
 from ditcast.v1.diffusion_service_pb2 import GenerateRequest, TuneRequest
 from ditcast.v1.generation_pb2 import OUTPUT_FORMAT_RAW_RGB8
 from ditcast_runtime.errors import InvalidRequest, UnsupportedRequest
+from ditcast_runtime.events import LEAST_SIDE, MOST_DECIBELS
 from ditcast_runtime.generation import Parameters
-from ditcast_runtime.likeness import LEAST_SIDE, MOST_DECIBELS
 from ditcast_runtime.settings import CacheSettings, Disabled, Problem
 from ditcast_runtime.settings.problems import one_per_field
 from ditcast_service.intake import Intake

@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from ditcast_runtime import likeness
 from ditcast_service.refusals import ConfigurationChanged
 from ditcast_service.tuning.figures import Comparison, Figures, figures, is_hopeless
 from ditcast_service.tuning.painting import Moment, Painted, Painter
@@ -91,13 +90,15 @@ class Sweep:
         )
 
     async def _compare_all(self, prompt: int) -> None:
+        from ditcast_runtime.likeness import compare  # noqa: PLC0415 - see there
+
         uncached = await self._paint(prompt, None)
         self._uncached_seconds.append(uncached.denoise_seconds)
         for candidate in self._alive[:: -1 if prompt % 2 else 1]:
             painted = await self._paint(prompt, candidate)
             # In a thread: seconds for a large picture, and the event loop serves everybody.
             psnr, ssim = await asyncio.to_thread(
-                likeness.compare,
+                compare,
                 uncached.pixels,
                 painted.pixels,
                 painted.parameters.width,
