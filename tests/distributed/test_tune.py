@@ -33,6 +33,7 @@ from ditcast.v1.generation_pb2 import (
 )
 from ditcast_client import Client, cli, exits
 from ditcast_runtime import likeness
+from ditcast_runtime.events import MOST_DECIBELS
 from ditcast_runtime.settings import DBCache as DBCacheSettings
 from ditcast_service.config import load
 
