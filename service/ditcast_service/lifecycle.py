@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -80,19 +81,23 @@ async def live(config: ServerConfig) -> int:
 
 @contextlib.contextmanager
 def _collected() -> Iterator[None]:
-    """Collect garbage fully, now and then, while the context lasts.
+    """Collect garbage fully, now and then, and give back what is free, while the context lasts.
 
     Left to itself CPython hardly ever does where little of what is made refers in circles, and only
     a full collection frees the spare tuples that it hoards: 2,000 of each length, which look like a
     leak for thousands of generations. What is here for good is frozen: each would walk all of it.
+    glibc keeps what lies free among what is not: half a MiB more with each thousand generations.
     """
     gc.collect()
     gc.freeze()
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     async def collect() -> None:
         while True:
             await asyncio.sleep(_COLLECT_SECONDS)
             gc.collect()
+            if give_back is not None:
+                give_back(0)
 
     collecting = asyncio.create_task(collect())
     try:
