@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ ARGUMENTS = (
     *("max_sequence_length", "attention_kwargs", "generator", "latents", "x"),
 )
 _IN_ACCESS_OR_OPEN = 0x1 | 0x20
+ALIVE_SECONDS = 30.0
+"""Within which a rank has nothing else to do for one: more than enough."""
 
 
 def places(kind: Descriptor, depth: int = 0) -> Iterator[Place]:
@@ -158,6 +161,17 @@ def test_nothing_is_unpickled_and_all_that_is_sent_is_a_known_message(
     """In the service and its rank, since they began: frames of two closed unions, and no pickle."""
     send_all(victim, "x")
     assert [path.read_text() for path in watched.glob("*.unpickled")] == []
+    kinds: set[str] = set()
+    deadline = time.monotonic() + ALIVE_SECONDS
+    # A rank says that it is alive after a second without a command.
+    while "Alive" not in kinds and time.monotonic() < deadline:
+        time.sleep(0.2)
+        kinds = kinds_sent(victim, watched)
+    assert {"Launch", "Run", "Ready", "Alive", "Step", "Output", "Ended"} <= kinds
+
+
+def kinds_sent(victim: Server, watched: Path) -> set[str]:
+    """Name the kinds of all messages between the service and its rank up to now."""
     kinds = set()
     for union, process in ((Command, victim.process.pid), (Report, victim.ranks()[0].pid)):
         decoder: Any = msgspec.msgpack.Decoder(union)
@@ -168,4 +182,4 @@ def test_nothing_is_unpickled_and_all_that_is_sent_is_a_known_message(
             payloads = FrameBuffer().feed(data)
             assert payloads
             kinds |= {type(unpack(decoder, payload)).__name__ for payload in payloads}
-    assert {"Launch", "Run", "Ready", "Alive", "Step", "Output", "Ended"} <= kinds
+    return kinds
