@@ -91,8 +91,8 @@ def _keep_the_heap_small() -> None:
     """Have all threads share one heap, and large buffers come from the kernel and go back to it.
 
     glibc's heaps, one for each thread that meets another, come to lie full of holes: with the same
-    bytes in use, half a MiB more was resident after each thousand generations. Python's own objects
-    are not in them. Nothing is done where the C library is another.
+    bytes in use, half a MiB more was resident after each thousand generations, which the campaign
+    on steadiness now finds flat. Nothing is done where the C library is another.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
