@@ -43,12 +43,14 @@ def usage(server: Server) -> Usage:
         children=len(process.children(recursive=True)),
         resident_bytes=process.memory_info().rss,
         folders=len(list(server.scratch.glob("ditcast*"))),
-        kinds=dict(_kinds(process)),
+        kinds=dict(_kinds(process, server.folder)),
     )
 
 
-def _kinds(process: psutil.Process) -> Counter[str]:
+def _kinds(process: psutil.Process, folder: Path) -> Counter[str]:
     """Count descriptors by what they are, without numbers; connections by the address they are at.
+
+    What is in the server's folder is named from there: a stored result says nothing of a machine.
 
     A rank's channel has no address, a client's connection the service's own.
     """
@@ -60,7 +62,7 @@ def _kinds(process: psutil.Process) -> Counter[str]:
         except FileNotFoundError:  # Closed meanwhile.
             continue
         place = ends.get(int(descriptor.name), target) if target.startswith("socket:") else target
-        place = place.strip() or "socket without an address"
+        place = place.strip().replace(f"{folder}/", "") or "socket without an address"
         kinds[re.sub(r"ditcast-\w+|[0-9]+", "#", place)] += 1
     return kinds
 
