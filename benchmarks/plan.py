@@ -57,7 +57,7 @@ class Plan:
     """Generations in a chain."""
     losses: int = 3
     """Ranks that are killed, for the time until the service serves again."""
-    starts: int = 5
+    starts: int = 9
     """Pairs of a start of the service and one of the pipeline alone."""
     growth_rounds: int = 6
     """Times that every place of every curve is measured."""
@@ -72,6 +72,10 @@ class Plan:
     peer_blocks: int = 3
     """Times that each server is measured at each number of clients."""
     peer_clients: tuple[int, ...] = (1, 4, 8, 32)
+    peer_compared: int = 8
+    """Clients at which there is a target."""
+    peer_more_blocks: int = 4
+    """Times that each server is measured at those alone, on top."""
     peer_least: int = 4
     """Pictures that few clients ask for together."""
     peer_leaves: int = 5
@@ -102,6 +106,7 @@ QUICK = Plan(
     peer_long=20,
     peer_alone=1,
     peer_blocks=1,
+    peer_more_blocks=0,
     peer_clients=(8,),
     peer_least=2,
     peer_leaves=1,

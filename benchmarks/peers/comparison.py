@@ -16,6 +16,8 @@ from benchmarks.processes import DirectPipeline, direct_pipeline
 
 _STARTS = {"cache-dit": cache_dit_serve, "fastapi": fastapi}
 _BATCH = 8
+_BATCH_WAIT = "0.05"
+"""Seconds, long enough for clients that have their pictures to ask for the next ones."""
 
 
 @dataclass(slots=True)
@@ -29,7 +31,7 @@ class Compared:
 def ticks(plan: Plan, rivals: Sequence[str]) -> int:
     """Say how often `measure` calls its tick."""
     sides = 1 + len(rivals) + batches()
-    blocks = plan.peer_blocks * (1 + sides * len(plan.peer_clients))
+    blocks = sum(1 + sides * len(counts) for counts in _counts(plan))
     return plan.peer_alone + blocks + conduct.ticks(plan) * (1 + len(rivals))
 
 
@@ -47,7 +49,8 @@ async def measure(plan: Plan, rivals: Sequence[str], tick: Tick) -> Compared:
         batching = await _batching(stack)
         blocks = await _blocks(pipeline, [*sides, *batching], plan, tick)
         tables = [await conduct.table(kind, sides, plan, tick) for kind in conduct.KINDS]
-    figures = [*alone_figures(sides, alone, plan), *throughput_figures(sides, batching, blocks)]
+    figures = alone_figures(sides, alone, plan)
+    figures += throughput_figures(sides, batching, blocks, plan.peer_compared)
     return Compared(figures, [pixel_table(sides, alone, batching, blocks), *tables])
 
 
@@ -55,8 +58,14 @@ async def _batching(stack: contextlib.AsyncExitStack) -> list[Side]:
     """Start one more ditcast, which batches, where it can."""
     if not batches():
         return []
-    started = ditcast("--max-batch-size", str(_BATCH), name="ditcast_batching", same_bits=False)
+    options = ("--max-batch-size", str(_BATCH), "--max-batch-wait", _BATCH_WAIT)
+    started = ditcast(*options, name="ditcast_batching", same_bits=False)
     return [await stack.enter_async_context(started)]
+
+
+def _counts(plan: Plan) -> list[tuple[int, ...]]:
+    """Give the numbers of clients of each block."""
+    return [plan.peer_clients] * plan.peer_blocks + [(plan.peer_compared,)] * plan.peer_more_blocks
 
 
 async def _blocks(
@@ -64,14 +73,14 @@ async def _blocks(
 ) -> list[throughput.Block]:
     """Measure throughput in blocks: every side at every number of clients, in turning order."""
     blocks = []
-    for number in range(plan.peer_blocks):
+    for number, counts in enumerate(_counts(plan)):
         seeds = tuple(range(_BATCH))
         prompts = tuple(map(throughput.prompt, seeds))
         batch = await pipeline.call(direct_request(prompts, seeds, plan))
         tick()
         block = throughput.Block(batch_rate=_BATCH / batch.seconds)
         turned = [*sides[number % len(sides) :], *sides[: number % len(sides)]]
-        for clients in plan.peer_clients:
+        for clients in counts:
             for side in turned:
                 load = await throughput.load(side, clients, plan, number)
                 block.loads[side.name, clients] = load

@@ -18,8 +18,6 @@ _GENERATION_MS = 25.0
 _STEP_MS = 0.3
 """What ditcast may add: to a generation, and to each of its steps."""
 
-_COMPARED_AT = 8
-"""Clients at which there is a target."""
 _BATCHED_GAIN = 1.3
 _OF_BATCHED_CALL = 0.9
 
@@ -63,9 +61,12 @@ def alone_figures(sides: Sequence[Side], rounds: Sequence[Alone], plan: Plan) ->
 
 
 def throughput_figures(
-    sides: Sequence[Side], batching: Sequence[Side], blocks: Sequence[Block]
+    sides: Sequence[Side], batching: Sequence[Side], blocks: Sequence[Block], compared: int
 ) -> list[Figure]:
-    """Give rates and latencies of each side, and ditcast's rate as a multiple of the others'."""
+    """Give rates and latencies of each side, and ditcast's rate as a multiple of the others'.
+
+    At `compared` clients there are targets.
+    """
     subject = _subject()
     counts = sorted({clients for _, clients in blocks[0].loads})
     figures: list[Figure] = []
@@ -74,9 +75,9 @@ def throughput_figures(
             figures += _load_figures(subject, side, clients, blocks)
         own, *rivals = sides
         for rival in rivals:
-            figures.append(_gain(subject, own, rival, clients, blocks, 1.0))
-            for batched in batching:
-                figures.append(_gain(subject, batched, rival, clients, blocks, _BATCHED_GAIN))
+            for ours, target in ((own, 1.0), *((each, _BATCHED_GAIN) for each in batching)):
+                wanted = target if clients == compared else None
+                figures.append(_gain(subject, ours, rival, clients, blocks, wanted))
     figures.append(
         subject.figure(
             "peers_batched_call",
@@ -89,21 +90,21 @@ def throughput_figures(
     return figures + [
         subject.figure(
             "peers_of_batched_call",
-            f"{side.title}, {_COMPARED_AT} clients, to the direct batched call",
+            f"{side.title}, {compared} clients, to the direct batched call",
             "x",
-            [_rate(block, side, _COMPARED_AT) / block.batch_rate for block in blocks],
+            [_rate(block, side, compared) / block.batch_rate for block in blocks],
             target=_OF_BATCHED_CALL,
             at_least=True,
         )
         for side in batching
-        if _COMPARED_AT in counts
+        if compared in counts
     ]
 
 
 def _load_figures(
     subject: Subject, side: Side, clients: int, blocks: Sequence[Block]
 ) -> Iterable[Figure]:
-    loads = [block.loads[side.name, clients] for block in blocks]
+    loads = [block.loads[side.name, clients] for block in _with(blocks, clients)]
 
     def figure(name: str, words: str, unit: str, values: Callable[[Load], list[float]]) -> Figure:
         return subject.figure(
@@ -124,17 +125,25 @@ def _gain(
     rival: Side,
     clients: int,
     blocks: Sequence[Block],
-    target: float,
+    target: float | None,
 ) -> Figure:
     return subject.figure(
         f"peers_{own.name}_to_{rival.name}_{clients}",
         f"Throughput, {clients} clients: {own.title} to {rival.title}",
         "x",
-        [_rate(block, own, clients) / _rate(block, rival, clients) for block in blocks],
-        target=target if clients == _COMPARED_AT else None,
+        [
+            _rate(block, own, clients) / _rate(block, rival, clients)
+            for block in _with(blocks, clients)
+        ],
+        target=target,
         at_least=True,
         note="of the same blocks",
     )
+
+
+def _with(blocks: Sequence[Block], clients: int) -> list[Block]:
+    """Give the blocks that have so many clients."""
+    return [block for block in blocks if any(count == clients for _, count in block.loads)]
 
 
 def _rate(block: Block, side: Side, clients: int) -> float:

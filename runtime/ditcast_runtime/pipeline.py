@@ -54,6 +54,10 @@ class Pipeline:
         self._images = image_parameters(pipe)
         names = inspect.unwrap(type(pipe).__call__).__code__.co_names
         self._frees_hooks_itself = "maybe_free_model_hooks" in names
+        # What autograd notes of every tensor is a twentieth of a small model's step on a CPU.
+        # Pipelines switch gradients off, but not that, and a few of them want gradients.
+        plain = device.type == "cpu" and "enable_grad" not in names
+        self._mode = torch.inference_mode if plain else torch.no_grad
         self._returned = False
 
     @classmethod
@@ -118,9 +122,10 @@ class Pipeline:
         """
         expected = self.accelerator.expected_passes
         if expected is None:
-            return self._run(arguments, watcher, form)
+            with self._mode():
+                return self._run(arguments, watcher, form)
         passes = Passes(self.accelerator.transformers, 1)
-        with passes.counted():
+        with self._mode(), passes.counted():
             return self._run(arguments, CheckedPasses(watcher, passes, expected), form)
 
     def _run(self, arguments: dict[str, Any], watcher: Watcher, form: OutputFormat) -> Made:

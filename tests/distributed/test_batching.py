@@ -187,6 +187,8 @@ async def test_a_cancel_of_one_of_a_batch_changes_no_byte_of_the_others(client: 
     for each in left:
         await each.shows("step_completed", 1)
         await each.generation.cancel()
+        with pytest.raises(Cancelled):
+            await each.result()
     assert await alone(client, [asked(0)])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -34,3 +36,16 @@ def test_what_is_imported_stays_and_later_garbage_goes(module: str) -> None:
         assert later() is None
     finally:
         gc.unfreeze()
+
+
+def test_the_service_starts_without_what_only_clients_draw_with() -> None:
+    """It costs each start as much as the rest of the log; afterwards it is there for who asks."""
+    asked = """
+import sys
+from ditcast_runtime.environment import uncollected_imports
+with uncollected_imports():
+    from ditcast_service import lifecycle
+assert [name for name in sys.modules if name.partition(".")[0] == "rich"] == []
+import rich.console
+"""
+    subprocess.run([sys.executable, "-c", asked], check=True)
