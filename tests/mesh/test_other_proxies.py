@@ -39,11 +39,16 @@ def proxy(request: pytest.FixtureRequest, pair: Pair) -> Proxy:
     return found
 
 
-async def test_generations_spread(proxy: Proxy, pair: Pair) -> None:
-    """Over both, once the proxy knows that both are there."""
+async def both_known(proxy: Proxy, pair: Pair) -> None:
+    """Wait until generations spread: of one that came back a proxy learns by its next probe."""
     async with asyncio.timeout(60):
         while len(await servers_of(pair, await generated(proxy, 4))) < 2:
             pass
+
+
+async def test_generations_spread(proxy: Proxy, pair: Pair) -> None:
+    """Over both, once the proxy knows that both are there."""
+    await both_known(proxy, pair)
 
 
 async def test_events_come_as_they_happen_and_a_cancel_reaches_the_server(
@@ -81,6 +86,7 @@ async def test_what_is_asked_about_a_generation_reaches_its_server(
 
 async def test_a_generation_whose_server_is_killed_begins_again(proxy: Proxy, pair: Pair) -> None:
     """INTERNAL or UNKNOWN from the proxy; the client goes on until it is made, elsewhere."""
+    await both_known(proxy, pair)
     async with Client(proxy.address) as client:
         running = client.generate(**small(num_inference_steps=40))
         events = aiter(running)
@@ -94,6 +100,7 @@ async def test_a_generation_whose_server_is_killed_begins_again(proxy: Proxy, pa
 
 async def test_haproxy_asks_for_health_as_grpc_does(haproxy_before: Proxy, pair: Pair) -> None:
     """One that drains gets nothing new after its next probe, and is reached by the route still."""
+    await both_known(haproxy_before, pair)
     async with Client(haproxy_before.address) as client:
         running = client.generate(**small(num_inference_steps=900))
         events = aiter(running)
