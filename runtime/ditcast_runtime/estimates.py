@@ -82,6 +82,11 @@ class Estimate:
             self.seconds + other.seconds, self.measured + other.measured, self.known and other.known
         )
 
+    def without(self, other: Estimate) -> Estimate:
+        """Give what is left when one that was added has gone, which may be foretold anew since."""
+        seconds, measured = self.seconds - other.seconds, self.measured - other.measured
+        return Estimate(max(0.0, seconds), max(0.0, measured), self.known)
+
     def times(self, count: int) -> Estimate:
         """Give the estimate for so many of the same."""
         return Estimate(self.seconds * count, self.measured * count, self.known)

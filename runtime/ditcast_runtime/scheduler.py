@@ -107,7 +107,15 @@ class Scheduler(Generic[T]):
         return len(self._front) + sum(map(len, self._queues.values()))
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self.positions())
+        """Give all in the order in which they would run if nothing more came, as far as is asked.
+
+        What comes or goes meanwhile is not seen.
+        """
+        front = tuple(self._front)
+        rehearsed = {priority: queue.copy() for priority, queue in self._queues.items()}
+        yield from front
+        while (entry := _take(rehearsed, self.max_overtakes)) is not None:
+            yield entry.item
 
     @property
     def full(self) -> bool:
@@ -148,7 +156,7 @@ class Scheduler(Generic[T]):
         They go along with one that was taken, so that it costs their clients no turn and counts as
         overtaking nobody: whose turn it is among the others is what it was.
         """
-        found = list(itertools.islice(filter(alike, self.positions()), count))
+        found = list(itertools.islice(filter(alike, self), count))
         for item in found:
             self.remove(item)
         return found
@@ -159,14 +167,6 @@ class Scheduler(Generic[T]):
             self._front.remove(item)
             return True
         return any(queue.remove(item) for queue in self._queues.values())
-
-    def positions(self) -> list[T]:
-        """List all in the order in which they would run if nothing more came."""
-        order = list(self._front)
-        rehearsed = {priority: queue.copy() for priority, queue in self._queues.items()}
-        while (entry := _take(rehearsed, self.max_overtakes)) is not None:
-            order.append(entry.item)
-        return order
 
 
 def _take(queues: dict[Priority, _Lines[T]], max_overtakes: int) -> _Entry[T] | None:

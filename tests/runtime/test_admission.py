@@ -335,3 +335,25 @@ def test_old_kinds_make_room() -> None:
         durations.record(kind, 1.0)
     assert durations.median(0) is None
     assert durations.median(4999) == 1.0
+
+
+def test_the_next_few_hear_at_once_of_one_that_was_taken_and_all_once_a_second() -> None:
+    """What a queue costs grows with its length; whoever comes is foretold the same as ever."""
+    admission = Admission(EngineConfig(queue_capacity=100))
+    measure(admission.estimates, generation())
+    waiting = [generation() for _ in range(12)]
+    for each in waiting:
+        admission.admit(each)
+    admission.tell()
+    known = [len(news(each)) for each in waiting]
+    assert admission.take() is waiting[0]
+    heard = [len(news(each)) - before for each, before in zip(waiting, known, strict=True)]
+    assert heard == [0, *[1] * 4, *[0] * 7]
+    admission.admit(late := generation())
+    [told] = news(late)
+    assert (told.position, told.estimated_wait) == (11, pytest.approx(12 * WHOLE_SECONDS, abs=0.1))
+    admission.look_again()
+    assert [len(news(each)) for each in waiting[5:]] == known[5:]
+    admission._looked_at -= 1.0
+    admission.look_again()
+    assert [news(each)[-1].position for each in waiting[1:]] == list(range(11))
