@@ -122,10 +122,9 @@ class Pipeline:
         """
         expected = self.accelerator.expected_passes
         if expected is None:
-            with self._mode():
-                return self._run(arguments, watcher, form)
+            return self._run(arguments, watcher, form)
         passes = Passes(self.accelerator.transformers, 1)
-        with self._mode(), passes.counted():
+        with passes.counted():
             return self._run(arguments, CheckedPasses(watcher, passes, expected), form)
 
     def _run(self, arguments: dict[str, Any], watcher: Watcher, form: OutputFormat) -> Made:
@@ -135,11 +134,12 @@ class Pipeline:
         asked = {"output_type": "latent" if latents else "pt", "return_dict": False}
         arguments |= {name: value for name, value in asked.items() if name in self._taken}
         self._returned = False
-        made: Any = self.pipe(**arguments)[0]
-        self._returned = True
-        if latents:
-            return to_latents(made, _count(arguments))
-        pixels = to_pixels(made)
+        with self._mode():
+            made: Any = self.pipe(**arguments)[0]
+            self._returned = True
+            if latents:
+                return to_latents(made, _count(arguments))
+            pixels = to_pixels(made)
         self.makes_videos = pixels.num_frames is not None
         _check_size(pixels, arguments)
         return pixels
