@@ -49,14 +49,16 @@ class _Gap:
     whole: float
     report: float
     """The rank makes its last report, memory included."""
-    hearing: float
-    """Until the service has those of all ranks."""
-    turn: float
-    """The service hands over what was made and sends the next command."""
     clean_up: float
-    """The rank frees what the generation held, meanwhile."""
+    """The rank frees what the generation held."""
+    late: float
+    """How long the rank then waits until the service has sent the next command; 0: it was there."""
     command: float
-    """From when both were done until the rank begins: receive, broadcast."""
+    """From then until the rank begins: receive, broadcast."""
+    ahead: float
+    """How long before the end the service had sent the next command; negative: after it."""
+    hearing: float
+    """From the last report until the service has those of all ranks: no part of the gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +134,21 @@ def _gap(before: dict[str, float], after: dict[str, float]) -> _Gap:
     return _Gap(
         whole=after["begun"] - before["ran"],
         report=before["telling"] - before["ran"],
-        hearing=before["heard"] - before["telling"],
-        turn=after["sent"] - before["heard"],
         clean_up=before["clean"] - before["cleaning"],
+        late=max(0.0, after["sent"] - before["clean"]),
         command=after["begun"] - max(after["sent"], before["clean"]),
+        ahead=before["ran"] - after["sent"],
+        hearing=before["heard"] - before["telling"],
     )
 
 
 _STAGES: tuple[tuple[str, str, Callable[[_Gap], float]], ...] = (
     ("report", "of which making the last report", lambda gap: gap.report),
-    ("hearing", "of which its way, and that of other ranks'", lambda gap: gap.hearing),
-    ("turn", "of which the service's turn", lambda gap: gap.turn),
-    ("clean_up", "meanwhile: the rank cleans up", lambda gap: gap.clean_up),
-    ("command", "of which the command's way, once both are done", lambda gap: gap.command),
+    ("clean_up", "of which cleaning up", lambda gap: gap.clean_up),
+    ("late", "of which waiting for the service to send the next", lambda gap: gap.late),
+    ("command", "of which receiving and broadcasting it", lambda gap: gap.command),
+    ("ahead", "Sent so long before the vote that ends one", lambda gap: gap.ahead),
+    ("hearing", "Until the service has heard of that from all ranks", lambda gap: gap.hearing),
 )
 
 

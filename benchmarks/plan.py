@@ -39,7 +39,7 @@ class Plan:
     """Pairs of a generation with previews and one without."""
     preview_encodings: int = 40
     """Previews that are encoded, of each size."""
-    batch_pairs: int = 2
+    batch_pairs: int = 3
     """Pairs of one call with several prompts and several calls with one, of each kind."""
     batch_steps: tuple[int, ...] = (20, 50)
     """Denoising steps of those."""

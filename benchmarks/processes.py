@@ -1,7 +1,7 @@
 """The processes that are measured: a server, and a pipeline that is called directly.
 
 All of them get the environment that the ranks get from the service, so that both sides of a
-comparison run with the same threads, and none spins while it is idle.
+comparison run with the same threads, which wait in the same way.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import psutil
 
 from benchmarks.machine import cores
 from benchmarks.plan import REFERENCE_CACHE, Plan
+from ditcast_runtime.environment import rank_environment
 
 _START_SECONDS = 600.0
 _STOP_SECONDS = 30.0
@@ -38,13 +39,7 @@ def threads_of(world_size: int) -> int:
 def environment(threads: int) -> dict[str, str]:
     """Give the environment of the ranks, without the user's own settings of ditcast."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("DITCAST_")}
-    return own | {
-        "CACHE_DIT_LOG_LEVEL": "error",
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    return rank_environment(own, threads, "lo")
 
 
 class Server:

@@ -125,7 +125,8 @@ class _Bench:
             request_id=f"bench-{self._number}",
             parameters=self._parameters,
         )
-        command_copy = self._control.broadcast(command if self._launch.rank == 0 else None)
+        self._control.begin(command if self._launch.rank == 0 else None)
+        command_copy = self._control.finish()
         execution = _TimedExecution(
             command_copy,
             self._pipeline,

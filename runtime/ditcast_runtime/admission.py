@@ -29,8 +29,12 @@ _MARGIN = 1.5
 10 estimates are within 50 % of what comes."""
 
 _NEXT = 4
-"""So many learn at once that one was taken. All others are told once a second: if each were told of
-each, a queue of twice the length would cost four times as much."""
+"""So many learn at once that one was taken; all others when all are told again."""
+
+_TOLD_A_SECOND = 16
+"""All are told again once a second, or where more wait, so much more seldom that this is what they
+hear together. A queue of twice the length takes twice as long to go by: if each heard of each, or
+heard once a second, it would cost four times as much to tell."""
 
 _EXACT_POSITIONS = 16
 """Up to this position each change is told; far behind, only those that matter."""
@@ -39,7 +43,7 @@ _NOTICEABLE = 0.25
 """Change of an estimate, as a part of the one told last, from which it is told again."""
 
 _NOTICEABLE_SECONDS = 1.0
-"""Changes below this are never told by themselves; nor is anything looked at more often."""
+"""Changes below this are never told by themselves; nor are all looked at more often."""
 
 _REFRESHES = 32
 """Estimates told again at one position: a log is bounded, however the estimates swing."""
@@ -219,7 +223,8 @@ class Admission:
 
     def look_again(self) -> None:
         """Tell those that wait what has changed, unless that was done a moment ago."""
-        if time.monotonic() - self._looked_at >= _NOTICEABLE_SECONDS:
+        pause = max(_NOTICEABLE_SECONDS, len(self._scheduler) / _TOLD_A_SECOND)
+        if time.monotonic() - self._looked_at >= pause:
             self.tell()
 
     def tell(self) -> None:

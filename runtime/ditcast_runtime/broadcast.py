@@ -8,6 +8,7 @@ travels, but the command is still the decoded copy, so that there is one way for
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -42,6 +43,17 @@ class ControlLost(BaseException):
     """
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A broadcast that is under way."""
+
+    payload: bytes
+    """The whole message, on rank 0."""
+    first: torch.Tensor
+    """Its size and its beginning; bytes."""
+    work: Any
+
+
 class ControlGroup:
     """Broadcasts and votes of one rank."""
 
@@ -52,25 +64,44 @@ class ControlGroup:
         if world_size > 1:
             self._group = dist.new_group(backend="gloo", timeout=_IDLE_TIMEOUT)
         self._decoder: msgspec.msgpack.Decoder[Broadcast] = msgspec.msgpack.Decoder(Broadcast)
+        self._begun: _Begun | None = None
         self._ballot = torch.zeros(1, dtype=torch.int64)
 
-    def broadcast(self, message: Broadcast | None) -> Broadcast:
-        """Give rank 0's `message` (None on the others) to all ranks, as the same bytes."""
+    @property
+    def begun(self) -> bool:
+        """Whether a broadcast has begun and is not finished."""
+        return self._begun is not None
+
+    def begin(self, message: Broadcast | None) -> None:
+        """Begin to give rank 0's `message` (None on the others) to all ranks; `finish` has it."""
         payload = msgspec.msgpack.encode(message) if self.rank == 0 else b""
+        first = torch.zeros(_HEADER + _WITHIN_ONE_BROADCAST, dtype=torch.uint8)
+        work = None
+        if self._group is not None:
+            head = len(payload).to_bytes(_HEADER, "big") + payload[:_WITHIN_ONE_BROADCAST]
+            first[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+            try:
+                work = dist.broadcast(first, src=0, group=self._group, async_op=True)
+            except RuntimeError as error:
+                raise ControlLost(str(error)) from error
+        self._begun = _Begun(payload, first, work)
+
+    def finish(self) -> Broadcast:
+        """Wait for what began; give the same bytes, decoded, on all ranks."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            raise ValueError("no broadcast has begun")
+        payload = begun.payload
         if self._group is not None:
             try:
-                payload = self._share(payload)
+                payload = self._receive(begun)
             except RuntimeError as error:
                 raise ControlLost(str(error)) from error
         return self._decoder.decode(payload)
 
-    def _share(self, payload: bytes) -> bytes:
-        first = torch.zeros(_HEADER + _WITHIN_ONE_BROADCAST, dtype=torch.uint8)
-        if self.rank == 0:
-            head = len(payload).to_bytes(_HEADER, "big") + payload[:_WITHIN_ONE_BROADCAST]
-            first[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
-        dist.broadcast(first, src=0, group=self._group)
-        head = first.numpy().tobytes()
+    def _receive(self, begun: _Begun) -> bytes:
+        begun.work.wait()
+        payload, head = begun.payload, begun.first.numpy().tobytes()
         size = int.from_bytes(head[:_HEADER], "big")
         if size <= _WITHIN_ONE_BROADCAST:
             return head[_HEADER : _HEADER + size]

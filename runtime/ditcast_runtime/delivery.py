@@ -106,6 +106,11 @@ class Delivery:
         """Wait until one more output may be alive; `begin` or `free` gives the place back."""
         await self._places.acquire()
 
+    @property
+    def full(self) -> bool:
+        """Whether `place` would wait."""
+        return self._places.locked()
+
     def free(self) -> None:
         """Give back a place that no output came for."""
         self._places.release()

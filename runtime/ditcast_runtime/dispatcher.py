@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -30,7 +31,7 @@ from ditcast_runtime.fleet import Fleet
 from ditcast_runtime.group import CannotLoad, Group, GroupLost
 from ditcast_runtime.loaded_adapters import AdapterChange, HeldAdapters
 from ditcast_runtime.messages import Configure, Facts, Failed
-from ditcast_runtime.runner import Runner
+from ditcast_runtime.runner import Call, Runner
 from ditcast_runtime.settings import CacheSettings, Disabled, Problem
 
 log = structlog.get_logger()
@@ -40,6 +41,17 @@ _MASK_STEPS = 28
 
 MakeGroup = Callable[[int, int, Configuration], Group]
 """Makes the ranks of the group of an index, in an epoch, for a configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranks:
+    """Ranks that serve."""
+
+    group: Group
+    facts: Facts
+    held: HeldAdapters
+    loaded: Configuration
+    """What they were loaded for."""
 
 
 class _Reload(Exception):
@@ -71,7 +83,9 @@ class Dispatcher:
         self._on_restarting = on_restarting
         self._group: Group | None = None
         self._running: list[Generation] = []
-        """Those that this group has."""
+        """Those that the ranks are at."""
+        self._following: Call | None = None
+        """What the ranks were told of already, and begin after that."""
         self._served = False
         self._losses: deque[float] = deque(maxlen=config.crash_loop_losses)
         self._reloading: Change | None = None
@@ -86,7 +100,8 @@ class Dispatcher:
 
     def leave(self, generation: Generation) -> None:
         """Ask the ranks to leave a generation at its next step boundary, if it runs on them."""
-        if self._group is not None and generation in self._running:
+        following = self._following.batch if self._following else ()
+        if self._group is not None and generation in (*self._running, *following):
             self._group.cancel(generation.number, generation.batch_index)
 
     async def run(self) -> None:
@@ -119,6 +134,7 @@ class Dispatcher:
             finally:
                 self._fleet.leaves(self._index)
                 self._runner.free_place()
+                self._drop_following()
                 await group.kill()
             if self._index in self._fleet.resting and not await self._rest():
                 return
@@ -146,20 +162,23 @@ class Dispatcher:
         self._ledger.estimates.serves(facts.separate_cfg)
         self._fleet.serves(self._index)
         self._on_serving(facts)
-        while (generation := await self._next(group, facts, held, loaded)) is not None:
-            await self._run(group, facts, self._batch(facts, generation))
+        ranks = _Ranks(group, facts, held, loaded)
+        while (generation := await self._next(ranks)) is not None:
+            call = self._begin(ranks, generation)
+            while call is not None:
+                await self._run(ranks, call)
+                call, self._following = self._following, None
 
-    async def _next(
-        self, group: Group, facts: Facts, held: HeldAdapters, loaded: Configuration
-    ) -> Generation | None:
+    async def _next(self, ranks: _Ranks) -> Generation | None:
         """Wait for the next generation, doing what changes meanwhile; None once all have drained.
 
         Of several groups that wait, the one that has waited longest is woken first.
         """
+        group, held = ranks.group, ranks.held
         while True:
             if group.explanation:
                 raise GroupLost(group.cause, group.explanation)
-            self._check_configuration(loaded)
+            self._check_configuration(ranks.loaded)
             change = self._fleet.offer(self._index)
             if change is not None:
                 await self._apply(group, held, change)
@@ -171,7 +190,7 @@ class Dispatcher:
                 # Not between taking one and beginning it: what is in force may change meanwhile.
                 await self._runner.place()
                 continue
-            patience = self._patience(facts)
+            patience = self._patience(ranks.facts)
             if patience > 0:
                 await self._look_again(patience)
                 continue
@@ -179,6 +198,31 @@ class Dispatcher:
             if generation is not None or self._fleet.finished:
                 return generation
             await self._look_again(None)
+
+    async def _send_ahead(self, ranks: _Ranks) -> None:
+        """Tell the ranks what comes next before they are free, unless `_next` has more to do first.
+
+        Otherwise they would wait between two generations until this process has heard of the end
+        from all of them, taken the next and sent it.
+        """
+        if self._following is not None or ranks.group.explanation or self._fleet.change is not None:
+            return
+        if needs_reload(ranks.loaded, self._configuration()) or not ranks.held.complete:
+            return
+        if not len(self._ledger) or self._patience(ranks.facts) > 0:
+            return
+        if await self._runner.place_at_once():
+            generation = self._ledger.take()
+            if generation is not None:
+                self._following = self._begin(ranks, generation)
+
+    def _begin(self, ranks: _Ranks, first: Generation) -> Call | None:
+        """Send the ranks one that was taken, and those that share its call; None: none can run."""
+        batch = self._batch(ranks.facts, first)
+        call = self._runner.begin(ranks.group, batch, self._fleet.new_number())
+        if call is None:
+            self._release(batch)
+        return call
 
     def _patience(self, facts: Facts) -> float:
         """Give for how many seconds the next generation may still wait for others like it."""
@@ -221,11 +265,16 @@ class Dispatcher:
         if needs_reload(loaded, self._configuration()):
             raise _Reload
 
-    async def _run(self, group: Group, facts: Facts, batch: list[Generation]) -> None:
-        self._running = batch
-        if await self._runner.run(group, facts, batch, self._fleet.new_number()):
+    async def _run(self, ranks: _Ranks, call: Call) -> None:
+        self._running = [*call.batch]
+        ahead = partial(self._send_ahead, ranks)
+        if await self._runner.run(ranks.group, ranks.facts, call, ahead):
             self._losses.clear()
         self._running = []
+        self._release(call.batch)
+
+    def _release(self, batch: Sequence[Generation]) -> None:
+        """Count them as running no more."""
         for generation in batch:
             self._ledger.release(generation)
         if self._fleet.draining.is_set() or self._fleet.change is not None:
@@ -271,7 +320,8 @@ class Dispatcher:
             cache=cache,
             num_inference_steps=steps,
         )
-        async with aclosing(group.run(command, None)) as reports:
+        group.begin(command)
+        async with aclosing(group.reports(command.number)) as reports:
             return [report async for report in reports if isinstance(report, Failed)]
 
     async def _lose(self, group: Group, lost: GroupLost) -> None:
@@ -292,6 +342,8 @@ class Dispatcher:
                 self._give_reload_up(lost.explanation)
             return
         # The first to have been taken comes to stand before the others.
+        for generation in reversed(self._following.batch if self._following else ()):
+            self._take_back(generation, lost.explanation)
         while self._running:
             self._recover(self._running.pop(), failure)
         now = time.monotonic()
@@ -316,6 +368,20 @@ class Dispatcher:
             self._ledger.end(generation, ending)
             return
         self._ledger.begin_again(generation, self._fleet.coming_epoch, unexplained.explanation)
+
+    def _take_back(self, generation: Generation, reason: str) -> None:
+        """Let one begin again whose turn had not come: the ranks were not lost by it."""
+        if generation.state.final:
+            self._ledger.release(generation)
+            return
+        generation.spared += 1
+        self._ledger.begin_again(generation, self._fleet.coming_epoch, reason)
+
+    def _drop_following(self) -> None:
+        """Give up what the ranks have not come to."""
+        if self._following is not None:
+            self._runner.abandon(self._following)
+            self._following = None
 
     async def _report(self, group: Group) -> None:
         report = await group.examine()

@@ -48,10 +48,13 @@ def rank_environment(given: Mapping[str, str], threads: int, interface: str) -> 
     quiet = {
         # It says several lines at each switch of the cache, at a level that a server keeps on.
         "CACHE_DIT_LOG_LEVEL": "error",
+        # A thread that sleeps between two operations of a step costs as much to wake as a small
+        # operation takes: steps took twice as long on two idle cores. So many turns are some 50 us.
+        "GOMP_SPINCOUNT": "4000",
     }
     needed = {
         "OMP_NUM_THREADS": str(threads),
-        # Threads that spin while they wait made two ranks on shared cores 8 times slower.
+        # Threads that spin for as long as they wait made two ranks on shared cores 8 times slower.
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
     }

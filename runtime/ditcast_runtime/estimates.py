@@ -200,7 +200,8 @@ class Estimates:
         calls = (each for each in running if each.batch_index == 0)
         left = sorted((self._left(each, now) for each in calls), key=_seconds)
         idle = [Estimate()] * (self.groups - len(left))
-        return Outlook([pause + each for each in (*idle, *left)][: self.groups])
+        # What ranks were told of ahead counts in place of what they have still to vote on.
+        return Outlook([pause + each for each in (*idle, *left)][-self.groups :])
 
     def _left(self, running: Generation, now: float) -> Estimate:
         parameters, elapsed = running.parameters, now - running.reported_at

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +92,10 @@ RunReport = Denoising | Step | Preview | ReceivedOutput | Failed | Ended
 
 
 class Group:
-    """One group. `start`, then any number of `run`s one after another, then `stop` or `kill`."""
+    """One group. `start`, then any number of commands one after another, then `stop` or `kill`.
+
+    Of each command `begin` comes first and then `reports`; the next may begin before its turn.
+    """
 
     def __init__(  # noqa: PLR0913 (half of them by name alone)
         self,
@@ -119,7 +123,10 @@ class Group:
         self._members: list[Member | AttachedMember] = []
         self._reports: asyncio.Queue[RunReport | Ready | GroupLost | CannotLoad] = asyncio.Queue()
         self._warming: set[int] = set()
-        self._number = 0
+        self._numbers: deque[int] = deque()
+        """Of the command that is carried out, and of the one that was sent ahead."""
+        self._early: list[RunReport] = []
+        """Reports about the latter, while some about the former are still to come."""
         self._timer: asyncio.TimerHandle | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._over = False
@@ -166,19 +173,24 @@ class Group:
             ranks=tuple(member.remains() for member in self._members),
         )
 
-    async def run(
-        self, command: Run | Order, step_limit: float | None, pixels: int | None = None
+    def begin(self, command: Run | Order, pixels: int | None = None) -> None:
+        """Send the ranks a command, which they begin once they are through with what they have.
+
+        `pixels` is the descriptor that holds the input pictures.
+        """
+        self._numbers.append(command.number)
+        self._members[0].channel.send(command, pixels)
+
+    async def reports(
+        self, number: int, step_limit: float | None = None
     ) -> AsyncGenerator[RunReport, None]:
-        """Run one generation: give every report about it until each rank is through with it.
+        """Give every report about the oldest command that began, until each rank is through.
 
         `step_limit` bounds each step in seconds; None while too few of its kind are known.
-        `pixels` is the descriptor that holds the input pictures.
 
         Raises:
             GroupLost: the ranks died or are stuck; nothing more will come.
         """
-        self._number = command.number
-        self._members[0].channel.send(command, pixels)
         self._limit(
             self._config.first_steps_timeout,
             RestartCause.STEP_TIMEOUT,
@@ -209,12 +221,15 @@ class Group:
             else:
                 self._watch_step(report, step_limit)
             yield report
-        self._number = 0
+        self._numbers.remove(number)
+        for report in self._early:
+            self._reports.put_nowait(report)
+        self._early.clear()
         self._no_limit()
 
     def cancel(self, number: int, index: int = 0) -> None:
         """Ask the ranks to leave one of a batch at the next boundary; nothing if it is over."""
-        if self._number == number and not self._over:
+        if number in self._numbers and not self._over:
             self._members[0].channel.send(Cancel(epoch=self.epoch, number=number, index=index))
 
     async def stop(self) -> None:
@@ -248,10 +263,11 @@ class Group:
             member.kill()
         for member in self._members:
             await member.reap()
-        while not self._reports.empty():
-            report = self._reports.get_nowait()
+        unread = [self._reports.get_nowait() for _ in range(self._reports.qsize())]
+        for report in (*unread, *self._early):
             if isinstance(report, ReceivedOutput):
                 os.close(report.descriptor)
+        self._early.clear()
         self._store.unlink(missing_ok=True)
 
     async def _spawn(self, rank: int) -> None:
@@ -321,16 +337,23 @@ class Group:
         report: Denoising | Step | Preview | Output | Failed | Ended,
         descriptor: int | None,
     ) -> None:
-        if report.number != self._number:
+        if report.number not in self._numbers:
             # Of a run that is over: counted now, it could end the one that runs.
             if descriptor is not None:
                 os.close(descriptor)
         elif not isinstance(report, Output):
-            self._reports.put_nowait(report)
+            self._keep(report.number, report)
         elif descriptor is None:
             self._lose(RestartCause.INCONSISTENT, f"rank {rank} sent an output without its pixels")
         else:
-            self._reports.put_nowait(ReceivedOutput(report, descriptor))
+            self._keep(report.number, ReceivedOutput(report, descriptor))
+
+    def _keep(self, number: int, report: RunReport) -> None:
+        if number == self._numbers[0]:
+            self._reports.put_nowait(report)
+        else:
+            # Rank 0 has begun what was sent ahead; what another said before is not read yet.
+            self._early.append(report)
 
     async def _next(self) -> RunReport | Ready:
         report = await self._reports.get()

@@ -163,7 +163,8 @@ async def _carry_out(group: Group, order: LoadAdapter | UnloadAdapter) -> tuple[
     """
     components: tuple[str, ...] = ()
     failures: list[Failed] = []
-    async with aclosing(group.run(order, None)) as reports:
+    group.begin(order)
+    async with aclosing(group.reports(order.number)) as reports:
         async for report in reports:
             match report:
                 case Failed():

@@ -69,7 +69,7 @@ class Inbox:
         self._channel = channel
         self._launch = launch
         self._commands: queue.SimpleQueue[tuple[Broadcast, int | None]] = queue.SimpleQueue()
-        self._cancelled: tuple[int, frozenset[int]] = (0, frozenset())
+        self._cancelled: dict[int, frozenset[int]] = {}
         self._leaving = False
         threading.Thread(target=self._receive, name="inbox", daemon=True).start()
 
@@ -77,10 +77,16 @@ class Inbox:
         """Wait for the next command that all ranks have to hear of; with its descriptor, if any."""
         return self._commands.get()
 
+    def next_at_once(self) -> tuple[Broadcast, int | None] | None:
+        """Give the next command if it is here already."""
+        try:
+            return self._commands.get_nowait()
+        except queue.Empty:
+            return None
+
     def cancelled(self, number: int) -> Collection[int]:
-        """Say which of the batch of this number are to be left; older cancels do not count."""
-        cancelled, indices = self._cancelled
-        return indices if cancelled == number else frozenset()
+        """Say which of the batch of this number are to be left."""
+        return self._cancelled.get(number, frozenset())
 
     def leave(self) -> None:
         """End the process no more: it leaves by itself, with a code of its own."""
@@ -102,8 +108,13 @@ class Inbox:
             match received.command:
                 case Cancel() as command:
                     known = self.cancelled(command.number)
-                    # Replaced as a whole: the thread that runs the pipeline reads it meanwhile.
-                    self._cancelled = command.number, frozenset({*known, command.index})
+                    marked = {
+                        **self._cancelled,
+                        command.number: frozenset({*known, command.index}),
+                    }
+                    # Two: of what runs, and of what was sent ahead. Replaced as a whole, as the
+                    # thread that runs the pipeline reads it meanwhile.
+                    self._cancelled = dict(list(marked.items())[-2:])
                 case (
                     Run() | Configure() | LoadAdapter() | UnloadAdapter() | Shutdown()
                 ) as command:
@@ -129,13 +140,15 @@ class Rank:
         self.pipeline = started.pipeline
         self.previewer = started.previewer
         self.separate_cfg = started.facts.separate_cfg
+        self._descriptor: int | None = None
+        """What came with the command that is being broadcast."""
 
     def loop(self) -> None:
         """Receive, run, report; returns on Shutdown."""
-        is_rank_zero = self.launch.rank == 0
         while True:
-            sent, descriptor = self.inbox.next() if is_rank_zero else (None, None)
-            command = self.control.broadcast(sent)
+            if not self.control.begun:
+                self._begin_next(self.inbox.next() if self.launch.rank == 0 else None)
+            command, descriptor = self.control.finish(), self._descriptor
             match command:
                 case Run():
                     with structlog.contextvars.bound_contextvars(request_id=command.request_id):
@@ -148,6 +161,17 @@ class Rank:
                     self._unload_adapter(command)
                 case Shutdown():
                     return
+
+    def _begin_next(self, sent: tuple[Broadcast, int | None] | None) -> None:
+        """Begin to give all ranks the next command; those that only receive it have None."""
+        command, self._descriptor = sent or (None, None)
+        self.control.begin(command)
+
+    def _begin_next_early(self) -> None:
+        """Begin to receive the next command, if rank 0 has it, while this rank has more to do."""
+        sent = self.inbox.next_at_once() if self.launch.rank == 0 else None
+        if sent is not None or self.launch.rank > 0:
+            self._begin_next(sent)
 
     def _configure(self, command: Configure) -> None:
         """Prepare, then vote: all ranks hold the new settings, or each the old ones."""
@@ -233,8 +257,8 @@ class Rank:
         if outcome is Outcome.FAILED:
             # This rank may have encoded what another had not yet when it failed.
             self.pipeline.prompts.clear()
-        # Told first: the service finds the next command while this rank cleans up, before which it
-        # takes none.
+        # Before all that this rank does for itself: no other has to wait for it then.
+        self._begin_next_early()
         self.channel.send(execution.ended(outcome))
         self.pipeline.clean_up(failure)
 

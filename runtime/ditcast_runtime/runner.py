@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import structlog
@@ -48,8 +48,36 @@ from ditcast_runtime.settings import Problem
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """One of a batch, and what the ranks reported about it."""
+
+    generation: Generation
+    run: RunRecord = field(default_factory=RunRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of the pipeline that the ranks were told of.
+
+    Attributes:
+        number: its command's.
+        batch: all that were taken for it; those that could not begin any more have ended.
+        step_limit: bounds each step, in seconds.
+    """
+
+    number: int
+    batch: Sequence[Generation]
+    running: Sequence[_Running]
+    place: Place
+    step_limit: float | None
+
+
 class Runner:
-    """Runs generations, one at a time or a batch in one call; `failures` are the newest run's."""
+    """Runs generations, one at a time or a batch in one call; `failures` are the newest run's.
+
+    `place`, then `begin`, then `run`; the next call may begin before its turn to run.
+    """
 
     def __init__(
         self,
@@ -70,7 +98,7 @@ class Runner:
         self._succeeded = succeeded
         self._failures: list[Failed] = []
         self.placed = False
-        """Whether there is a place for the output of the next run."""
+        """Whether there is a place for the output of the next call."""
 
     @property
     def failures(self) -> list[Failed]:
@@ -78,48 +106,80 @@ class Runner:
         return self._failures
 
     async def place(self) -> None:
-        """Wait until one more output may be alive; the next run, or `free_place`, takes it."""
+        """Wait until one more output may be alive; the next call, or `free_place`, takes it."""
         await self._delivery.place()
         self.placed = True
 
+    async def place_at_once(self) -> bool:
+        """Give whether there is a place now, without waiting for one."""
+        if not self.placed and not self._delivery.full:
+            await self.place()
+        return self.placed
+
     def free_place(self) -> None:
-        """Give back a place that no run will take."""
+        """Give back a place that no call will take."""
         if self.placed:
             self.placed = False
             self._delivery.free()
 
-    async def run(
-        self, group: Group, facts: Facts, batch: Sequence[Generation], number: int
-    ) -> bool:
-        """Run them in one call until every rank is free again, and hand over their outputs.
+    def begin(self, group: Group, batch: Sequence[Generation], number: int) -> Call | None:
+        """Let them begin in one call, as soon as the ranks are free; None: none of them can."""
+        started = [each for each in batch if self._start(group, each, number)]
+        if not started:
+            return None
+        for index, generation in enumerate(started):
+            generation.batch_size, generation.batch_index = len(started), index
+        first, *others = started
+        command = Run(
+            epoch=group.epoch,
+            number=number,
+            request_id=first.request_id,
+            parameters=first.parameters,
+            pictures=_layout(first.parameters),
+            previews=first.submission.previews,
+            companions=tuple(map(_companion, others)),
+        )
+        pictures = first.submission.pictures
+        group.begin(command, None if pictures is None else pictures.descriptor)
+        self.placed = False
+        median = self._ledger.estimates.step_median(first.parameters, len(started))
+        running = [_Running(generation) for generation in started]
+        place = Place(self._delivery.free, 0)
+        return Call(number, batch, running, place, step_limit(self._config, median))
 
-        `facts` are what these ranks say of themselves; `place` comes before. Gives whether any came
-        to a result.
+    def abandon(self, call: Call) -> None:
+        """Give back the place of a call that will not run."""
+        call.place.free()
+
+    async def run(
+        self, group: Group, facts: Facts, call: Call, on_output: Callable[[], Awaitable[None]]
+    ) -> bool:
+        """See a call through until every rank is free again, and hand over its outputs.
+
+        `facts` are what these ranks say of themselves. `on_output` is called when rank 0 has sent
+        an output: it needs no more than the last vote then. Gives whether any came to a result.
 
         Raises:
             GroupLost: the ranks were lost with them.
         """
         self._failures = []
-        self.placed = False
-        running: list[_Running] = []
         orders: list[Order] = []
-        place = Place(self._delivery.free, 0)
         try:
-            started = [each for each in batch if self._start(group, each, number)]
-            for index, generation in enumerate(started):
-                generation.batch_size, generation.batch_index = len(started), index
-                running.append(_Running(generation, RunRecord()))
-            if running:
-                await self._execute(group, running)
-                orders = self._finish(group, facts, running, place)
+            reports = group.reports(call.number, call.step_limit)
+            async with aclosing(reports):
+                async for report in reports:
+                    self._take(call.running, report)
+                    if isinstance(report, ReceivedOutput):
+                        await on_output()
+            orders = self._finish(group, facts, call.running, call.place)
         finally:
             delivering = {id(order.run) for order in orders}
-            for each in running:
+            for each in call.running:
                 if id(each.run) not in delivering:
                     each.run.discard_output()
             if not orders:
-                self._delivery.free()
-        place.outputs = len(orders)
+                call.place.free()
+        call.place.outputs = len(orders)
         for order in orders:
             self._delivery.begin(order)
         return bool(orders)
@@ -181,28 +241,6 @@ class Runner:
             return True
         self._ledger.end(generation, UnsupportedRequest((Problem("adapters", reason),)))
         return False
-
-    async def _execute(self, group: Group, running: Sequence[_Running]) -> None:
-        first, *others = [each.generation for each in running]
-        command = Run(
-            epoch=group.epoch,
-            number=first.number,
-            request_id=first.request_id,
-            parameters=first.parameters,
-            pictures=_layout(first.parameters),
-            previews=first.submission.previews,
-            companions=tuple(map(_companion, others)),
-        )
-        pictures = first.submission.pictures
-        median = self._ledger.estimates.step_median(first.parameters, len(running))
-        reports = group.run(
-            command,
-            step_limit(self._config, median),
-            None if pictures is None else pictures.descriptor,
-        )
-        async with aclosing(reports):
-            async for report in reports:
-                self._take(running, report)
 
     def _take(self, running: Sequence[_Running], report: RunReport) -> None:
         """Note what a rank says of one of them, or of the call, which is about all of them."""
@@ -297,14 +335,6 @@ class Runner:
             failed=self._ledger.end,
             place=place,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """One of a batch, and what the ranks reported about it."""
-
-    generation: Generation
-    run: RunRecord
 
 
 def _companion(generation: Generation) -> Companion:

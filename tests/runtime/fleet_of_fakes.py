@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from tests.runtime.fake_ranks import output_of
 from tests.runtime.making import submission
 from tests.service.fakes import CONFIGURATION, FACTS
 
@@ -24,7 +26,7 @@ from ditcast_runtime.delivery import Delivery
 from ditcast_runtime.errors import GenerationCancelled
 from ditcast_runtime.events import EventKind, RankMemory
 from ditcast_runtime.fleet import Fleet
-from ditcast_runtime.group import CannotLoad, GroupLost, RunReport
+from ditcast_runtime.group import CannotLoad, GroupLost, ReceivedOutput, RunReport
 from ditcast_runtime.ledger import Ledger
 from ditcast_runtime.loaded_adapters import AdapterChange, LoadedAdapters
 from ditcast_runtime.messages import (
@@ -70,14 +72,19 @@ class FakeGroup:
         """Set when they may be through with loading."""
         self.free = asyncio.Event()
         """Set when they may be through with what they run."""
+        self.through = asyncio.Event()
+        """Set when rank 0 may send what it made: a last vote is missing then."""
         self.runs: list[str] = []
         """The ids of what they were told to run; of a batch the first."""
         self.batches: list[list[str]] = []
         self.left: set[int] = set()
         """Which of the present batch are to be left."""
+        self.cancels: list[int] = []
+        """The numbers of all that were to be left."""
         self.orders: list[Order] = []
         self.adapters: list[str] = []
         self.gone = False
+        self._commands: dict[int, Run | Order] = {}
         self._number = 0
         self._fakes = fakes
         self._on_lost = on_lost
@@ -92,21 +99,30 @@ class FakeGroup:
             raise failure
         return FACTS
 
-    async def run(
-        self, command: Run | Order, limit: float | None, pixels: int | None = None
-    ) -> AsyncGenerator[RunReport, None]:
-        """Carry out an order at once, or run a generation until it is told to end."""
-        _ = limit, pixels
-        outcome = Outcome.DONE
+    def begin(self, command: Run | Order, pixels: int | None = None) -> None:
+        """Note what they were told to do."""
+        _ = pixels
+        self._commands[command.number] = command
         if isinstance(command, Run):
             self.runs.append(command.request_id)
             self.batches.append([each.request_id for each in command.batch])
-            self._number = command.number
+        else:
+            self.orders.append(command)
+
+    async def reports(
+        self, number: int, limit: float | None = None
+    ) -> AsyncGenerator[RunReport, None]:
+        """Carry out an order at once, or run a generation until it is told to end."""
+        _ = limit
+        command, outcome = self._commands[number], Outcome.DONE
+        if isinstance(command, Run):
+            self._number = number
             self.left.clear()
+            if await self._sends_output():
+                yield self._output(command)
             await self.free.wait()
             outcome = Outcome.CANCELLED
         else:
-            self.orders.append(command)
             # Long enough for the others to see that it is being tried.
             await settled(20)
             if self.index in self._fakes.lose_orders:
@@ -130,6 +146,18 @@ class FakeGroup:
             components=("transformer",),
         )
 
+    async def _sends_output(self) -> bool:
+        """Wait until they are free, or rank 0 sends what it made; give whether that."""
+        waits = {asyncio.ensure_future(each.wait()) for each in (self.free, self.through)}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+        return self.through.is_set()
+
+    def _output(self, command: Run) -> ReceivedOutput:
+        pixels = os.memfd_create("test-output", os.MFD_CLOEXEC)
+        return ReceivedOutput(output_of(self.epoch, command.number), pixels)
+
     def _hold(self, order: Order) -> None:
         if isinstance(order, LoadAdapter):
             self.adapters.append(order.name)
@@ -144,6 +172,7 @@ class FakeGroup:
 
     def cancel(self, number: int, index: int = 0) -> None:
         """Leave what runs, once all of the batch are to be left."""
+        self.cancels.append(number)
         if number == self._number:
             self.left.add(index)
             if len(self.left) == len(self.batches[-1]):
@@ -219,10 +248,11 @@ class Running:
         starts = Starts()
         pool = ThreadPoolExecutor(1)
         nothing = cast("Any", None)
+        self.delivery = Delivery(nothing, pool, 1024, starts, config.groups + 1)
         self.groups = groups.Groups(
             config,
             Fleet(config, self.ledger, self.adapters),
-            Delivery(nothing, pool, 1024, starts, config.groups + 1),
+            self.delivery,
             lambda: PreviewDelivery(nothing, pool),
             starts,
             groups.RankSettings(folder=folder, json_logs=True, log_level="info", attachments=None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 
 import pytest
@@ -152,6 +153,16 @@ async def test_the_running_one_counts_with_what_is_left_of_it() -> None:
     assert estimates.outlook((), 131.0).next.seconds == 10.0
 
 
+async def test_what_was_sent_ahead_counts_for_the_ranks_that_have_it() -> None:
+    """Of two calls on the ranks of one group, the next waits for the one that they still make."""
+    estimates, running, following = Estimates(), generation(), generation()
+    measure(estimates, running, times=2)
+    for each, stage in ((running, "decode"), (following, "prepare")):
+        estimates.taken(each, 100.0)
+        each.state, each.stage = State.RUNNING, stage
+    assert estimates.outlook([running, following], 100.0).next.seconds == WHOLE_SECONDS
+
+
 async def test_whichever_group_is_free_first_takes_the_next() -> None:
     """One of two is at work: the next begins at once, the one after it when that is through."""
     estimates, running = Estimates(), generation()
@@ -208,6 +219,28 @@ async def test_news_are_no_flood() -> None:
         admission.estimates.serving_at = float(2**40 * (turn % 2))
         admission.tell()
     assert 2 < len(news(waiting)) < 40
+
+
+@pytest.mark.parametrize("length", [20, 60, 180])
+async def test_a_longer_queue_is_not_told_more(
+    length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What all that wait hear in a second is bounded, however many they are."""
+    now, seconds = [1000.0], 12
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    admission = Admission(EngineConfig(queue_capacity=length))
+    waiting = [generation() for _ in range(length)]
+    for each in waiting:
+        admission.admit(each)
+    first = sum(len(news(each)) for each in waiting)
+    for tenth in range(10 * seconds):
+        now[0] += 0.1
+        admission.look_again()
+        if tenth % 10 == 0:
+            admission.take()
+    told = sum(len(news(each)) for each in waiting) - first
+    # The next four hear of each that is taken; and each of those behind them at least once.
+    assert length - seconds - 5 < told < (16 + 4 + 1) * seconds
 
 
 async def test_a_full_queue_says_when_a_place_is_free() -> None:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,10 @@ class GroupMachine(RuleBasedStateMachine):
         """Whether something has happened that no group survives."""
         self.served = False
         """Whether all ranks have been ready."""
-        self.said: list[str] = []
-        self.heard: list[str] = []
+        self.given: list[int] = []
+        """The numbers of the newest run, and of what was sent ahead meanwhile."""
+        self.said: dict[int, list[str]] = {}
+        self.heard: dict[int, list[str]] = {}
         self.run_task: asyncio.Task[None] | None = None
         self.epoch += 1
 
@@ -187,19 +190,33 @@ class GroupMachine(RuleBasedStateMachine):
     @rule(outcomes=st.lists(st.booleans(), min_size=3, max_size=3))
     def run(self, outcomes: list[bool]) -> None:
         """Give the ranks a generation; some of them may fail in it."""
-        self.number += 1
-        self.said, self.heard = [], []
-        command = Run(epoch=self.epoch, number=self.number, request_id="g", parameters=PARAMETERS)
+        self.given.clear()
+        self._give(outcomes)
 
         async def follow() -> None:
-            async for report in self.group.run(command, None):
-                self._hear(report)
+            for number in self.given:  # What is sent ahead comes to it meanwhile.
+                async for report in self.group.reports(number):
+                    self._hear(number, report)
 
         async def begin() -> asyncio.Task[None]:
             return asyncio.create_task(follow())
 
         self.run_task = self.loop.run_until_complete(begin())
         self._settle()
+
+    @precondition(lambda self: self.running and not self.doomed and len(self.given) == 1)
+    @rule(outcomes=st.lists(st.booleans(), min_size=3, max_size=3))
+    def send_ahead(self, outcomes: list[bool]) -> None:
+        """Give the ranks another generation while one runs: each begins it once it is through."""
+        self._give(outcomes)
+
+    def _give(self, outcomes: list[bool]) -> None:
+        self.number += 1
+        self.given.append(self.number)
+        self.said[self.number], self.heard[self.number] = [], []
+        self.group.begin(
+            Run(epoch=self.epoch, number=self.number, request_id="g", parameters=PARAMETERS)
+        )
         for rank, fake in enumerate(self.ranks):
             self._script(rank, fake, fails=outcomes[rank])
 
@@ -214,39 +231,43 @@ class GroupMachine(RuleBasedStateMachine):
         for report in reports:
             fake.script.append(lambda report=report: self._send(rank, report))  # type: ignore[misc]
         if rank == 0 and not fails:
-            fake.script.append(self._send_output)
-        fake.script.append(lambda: self._send(rank, ended(self.epoch, self.number, rank)))
+            fake.script.append(partial(self._send_output, self.number))
+        last = ended(self.epoch, self.number, rank)
+        fake.script.append(lambda: self._send(rank, last))
 
     def _send(self, rank: int, report: Report) -> None:
-        self.said.append(f"{type(report).__name__} of {rank}")
+        self.said[report.number].append(f"{type(report).__name__} of {rank}")  # type: ignore[union-attr]
         self.ranks[rank].channel.send(report)
 
-    def _send_output(self, number: int | None = None) -> None:
-        current = number is None
+    def _send_output(self, number: int, *, heard: bool = True) -> None:
         pixels = os.memfd_create("test-output", os.MFD_CLOEXEC)
-        output = output_of(self.epoch, self.number if number is None else number)
-        self.ranks[0].channel.send(output, pixels)
+        self.ranks[0].channel.send(output_of(self.epoch, number), pixels)
         os.close(pixels)
-        if current:
-            self.said.append("Output of 0")
+        if heard:
+            self.said[number].append("Output of 0")
 
-    def _hear(self, report: RunReport) -> None:
+    def _hear(self, number: int, report: RunReport) -> None:
         if isinstance(report, ReceivedOutput):
+            assert report.message.number == number
             os.close(report.descriptor)
-            self.heard.append("Output of 0")
+            self.heard[number].append("Output of 0")
         else:
-            self.heard.append(f"{type(report).__name__} of {getattr(report, 'rank', 0)}")
+            assert report.number == number
+            name = f"{type(report).__name__} of {getattr(report, 'rank', 0)}"
+            self.heard[number].append(name)
 
     @precondition(lambda self: self.running and not self.doomed)
     @rule()
     def cancel(self) -> None:
-        """A cancel reaches rank 0 while the generation runs, and changes nothing else."""
+        """A cancel reaches rank 0 until the generation is over, and changes nothing else."""
         while self.ranks[0].channel.receive(0) is not None:
             pass
-        self.group.cancel(self.number + 1)
-        self.group.cancel(self.number)
-        cancel = Cancel(epoch=self.epoch, number=self.number)
-        assert self.ranks[0].channel.receive(0) == Received(cancel, None)
+        for number in range(self.given[0] - 1, self.number + 2):
+            self.group.cancel(number)
+        for number in self.given:
+            if not self._all_through(number):
+                cancel = Cancel(epoch=self.epoch, number=number)
+                assert self.ranks[0].channel.receive(0) == Received(cancel, None)
         assert self.ranks[0].channel.receive(0) is None
 
     @precondition(lambda self: self.started and not self.doomed)
@@ -254,14 +275,14 @@ class GroupMachine(RuleBasedStateMachine):
     def say_something_late(self, rank: int, kind: str) -> None:
         """A report about a run that is over is dropped, and so are its pixels."""
         fake = self.ranks[rank % len(self.ranks)]
-        number = self.number - 1
+        number = (self.given or [self.number])[0] - 1
         match kind:
             case "step":
                 fake.channel.send(step(self.epoch, number, 1))
             case "ended":
                 fake.channel.send(ended(self.epoch, number, rank % len(self.ranks)))
             case _:
-                self._send_output(number)
+                self._send_output(number, heard=False)
         self._settle()
 
     @precondition(lambda self: not self.doomed)
@@ -289,7 +310,7 @@ class GroupMachine(RuleBasedStateMachine):
         self._check_loss()
         if rank != 0 or what not in DEATHS:
             # Nobody hears this any more, and its descriptor must not be left either.
-            self._send_output(self.number)
+            self._send_output(self.number, heard=False)
             self._settle()
 
     def _die(self, rank: int, how: str) -> None:
@@ -323,15 +344,14 @@ class GroupMachine(RuleBasedStateMachine):
                 continue
             assert task.done()
             failure = task.exception()
-            if task is self.run_task and self._all_through:
+            if task is self.run_task and all(map(self._all_through, self.given)):
                 assert failure is None
             elif task is self.run_task or not self.served:
                 assert isinstance(failure, GroupLost)
                 assert failure.explanation == self.group.explanation
 
-    @property
-    def _all_through(self) -> bool:
-        return sum(name.startswith("Ended") for name in self.heard) == len(self.ranks)
+    def _all_through(self, number: int) -> bool:
+        return sum(name.startswith("Ended") for name in self.said[number]) == len(self.ranks)
 
     @invariant()
     def it_is_lost_at_most_once(self) -> None:
@@ -340,15 +360,18 @@ class GroupMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_is_heard_in_order(self) -> None:
-        """What the ranks say of the run is given on, all of it and in order."""
-        assert self.heard == self.said
+        """What the ranks say of a run is given on, all of it, in order, and not before its turn."""
+        turn = True
+        for number in self.given:
+            assert self.heard[number] == (self.said[number] if turn else [])
+            turn = turn and self._all_through(number)
 
     @invariant()
     def a_run_ends_with_its_last_rank(self) -> None:
         """A run goes on until each rank is through, and no longer."""
         if self.run_task is None or self.doomed:
             return
-        assert self.run_task.done() == self._all_through
+        assert self.run_task.done() == all(map(self._all_through, self.given))
 
 
 TestGroup = GroupMachine.TestCase

@@ -98,7 +98,8 @@ class Ranks:
         command = Run(epoch=EPOCH, number=NUMBER, request_id="g", parameters=PARAMETERS)
 
         async def follow() -> None:
-            async for _ in self.group.run(command, limit):
+            self.group.begin(command)
+            async for _ in self.group.reports(command.number, limit):
                 pass
 
         async def begin() -> None:
