@@ -37,6 +37,8 @@ class Plan:
     """Pairs of a direct call and a served generation, with each cache setting."""
     preview_pairs: int = 20
     """Pairs of a generation with previews and one without."""
+    caching_pairs: int = 16
+    """Pairs of a long generation with the reference cache and one without."""
     preview_encodings: int = 40
     """Previews that are encoded, of each size."""
     batch_pairs: int = 3
@@ -59,7 +61,7 @@ class Plan:
     """Ranks that are killed, for the time until the service serves again."""
     starts: int = 9
     """Pairs of a start of the service and one of the pipeline alone."""
-    growth_rounds: int = 6
+    growth_rounds: int = 9
     """Times that every place of every curve is measured."""
     growth_reach: int = 0
     """Places of each curve that are left out at its far end."""
@@ -74,7 +76,7 @@ class Plan:
     peer_clients: tuple[int, ...] = (1, 4, 8, 32)
     peer_compared: int = 8
     """Clients at which there is a target."""
-    peer_more_blocks: int = 4
+    peer_more_blocks: int = 10
     """Times that each server is measured at those alone, on top."""
     peer_least: int = 4
     """Pictures that few clients ask for together."""
@@ -89,6 +91,7 @@ QUICK = Plan(
     fixed=3,
     ratio_pairs=2,
     preview_pairs=2,
+    caching_pairs=1,
     preview_encodings=2,
     batch_pairs=1,
     batch_steps=(2,),

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from benchmarks import (
     batching,
+    caching,
     changes,
     fixed,
     growth,
@@ -32,6 +33,7 @@ PARTS = (
     "fixed",
     "ratio",
     "previews",
+    "caching",
     "batching",
     "latency",
     "changes",
@@ -40,7 +42,7 @@ PARTS = (
     "growth",
     "peers",
 )
-_SHARE_A_SERVER = {"fixed", "ratio", "previews", "latency"}
+_SHARE_A_SERVER = {"fixed", "ratio", "previews", "caching", "latency"}
 
 
 @dataclass(slots=True)
@@ -98,6 +100,9 @@ class Suite:
             if "previews" in self._parts:
                 tick = self._tick("previews", plan.preview_pairs)
                 figures += await previews.measure(client, plan, tick)
+            if "caching" in self._parts:
+                tick = self._tick("caching", caching.ticks(plan))
+                figures += await caching.measure(client, plan, tick)
             if "latency" in self._parts:
                 await self._latency(client, 1)
 

@@ -27,6 +27,11 @@ FIGURES = {
         "previews_encode_128",
         "previews_encode_1024",
     },
+    "caching": {
+        f"caching_{name}_{side}"
+        for name in ("denoising", "of_ceiling", "cached_steps", "whole", "outside")
+        for side in (128, 256)
+    },
     "batching": {
         f"batching{figure}_2_2_{cache}_{threads}"
         for threads in {1, threads_of(1)}
@@ -48,7 +53,7 @@ FIGURES = {
         f"gap_{name}_1"
         for name in (
             *("small", "large_png", "large_raw", "encode", "encoding_adds"),
-            *("report", "hearing", "turn", "clean_up", "command"),
+            *("report", "clean_up", "late", "command", "ahead", "hearing"),
         )
     },
     "start": {
