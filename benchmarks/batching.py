@@ -40,7 +40,9 @@ def _threads() -> list[int]:
 
 def _figures(kind: _Kind, pairs: list[dict[str, Any]], subject: Subject) -> list[Figure]:
     cached, steps, size = kind
-    words = f"{size} in a call, {steps} steps, {'reference' if cached else 'no'} cache"
+    threads = "1 thread" if subject.threads == 1 else f"{subject.threads} threads"
+    cache = "reference" if cached else "no"
+    words = f"{size} in a call, {steps} steps, {cache} cache, {threads}"
     name = f"{size}_{steps}_{'reference_cache' if cached else 'no_cache'}_{subject.threads}"
     made = [
         subject.figure(

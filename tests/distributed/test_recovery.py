@@ -99,6 +99,26 @@ async def test_a_generation_whose_ranks_are_lost_is_finished_with_the_same_bytes
     assert result.outputs[0].data == undisturbed
 
 
+async def test_what_was_sent_ahead_is_lost_with_the_ranks_and_begins_again(faulty: Server) -> None:
+    """Ranks die in the last vote, when they have the next one already: both are finished."""
+    async with faulty.client() as client:
+        undisturbed = [await picture(client, seed=seed) for seed in (SEED, SEED + 1)]
+        made = [
+            client.generate(**fields(seed=SEED, request_id=fault("made", "kill", "1"))),
+            client.generate(**fields(seed=SEED + 1)),
+        ]
+        watching = await asyncio.gather(*map(watched, made))
+    for (events, result), picture_alone in zip(watching, undisturbed, strict=True):
+        assert kinds(events).count("restarted") == 1, kinds(events)
+        assert result.outputs[0].data == picture_alone
+    first, second = (
+        next(event.restarted for event in events if event.HasField("restarted"))
+        for events, _ in watching
+    )
+    # It was not its turn: the loss is none of its attempts.
+    assert second.max_attempts == first.max_attempts + 1
+
+
 async def test_a_failure_on_all_ranks_ends_the_generation_and_keeps_the_group(
     faulty: Server,
 ) -> None:

@@ -7,7 +7,8 @@ serves many tests: `fault-PLACE-KIND-RANKS-STEP-TIMES-...`, for instance
 time that this generation runs.
 
 PLACE: prepare (before the first vote), before (the vote of a step), inside (the pipeline's
-collective in a step), after (the vote of a step), decode. KIND: raise, memory, kill, stop, hang.
+collective in a step), after (the vote of a step), decode, made (half a second after all was made,
+before the last vote). KIND: raise, memory, kill, stop, hang.
 RANKS: a rank, or `all`. TIMES: in how many runs of the generation.
 
 Of cache settings, those with a `residual_diff_threshold` of REFUSED_BY_RANK_ONE are what rank 1
@@ -31,7 +32,7 @@ from typing import Any
 
 REFUSED_BY_RANK_ONE = 0.987654
 _FOR_EVER_SECONDS = 3600
-_WITHOUT_STEP = {"prepare", "decode"}
+_WITHOUT_STEP = {"prepare", "decode", "made"}
 
 
 class Fault:
@@ -103,6 +104,10 @@ def _run(original: Callable[..., Any], execution: Any) -> None:
 
 
 def _vote(original: Callable[..., Any], execution: Any) -> None:
+    if execution.steps == execution.command.parameters.num_inference_steps:
+        if Fault.current is not None and Fault.current.place == "made":
+            time.sleep(0.5)
+        Fault.strike("made")
     original(execution)
     if execution.prepared and execution._denoise_seconds:
         Fault.strike("after")
