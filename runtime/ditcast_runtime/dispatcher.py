@@ -380,7 +380,7 @@ class Dispatcher:
     def _drop_following(self) -> None:
         """Give up what the ranks have not come to."""
         if self._following is not None:
-            self._runner.abandon(self._following)
+            self._following.place.free()
             self._following = None
 
     async def _report(self, group: Group) -> None:

@@ -147,10 +147,6 @@ class Runner:
         place = Place(self._delivery.free, 0)
         return Call(number, batch, running, place, step_limit(self._config, median))
 
-    def abandon(self, call: Call) -> None:
-        """Give back the place of a call that will not run."""
-        call.place.free()
-
     async def run(
         self, group: Group, facts: Facts, call: Call, on_output: Callable[[], Awaitable[None]]
     ) -> bool:
