@@ -28,11 +28,11 @@ def inbox() -> Iterator[tuple[Inbox, socket.socket]]:
     """An inbox, and the service's end of its channel."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     inbox = Inbox(RankChannel(theirs), cast("Launch", SimpleNamespace(epoch=EPOCH, rank=0)))
+    [thread] = [each for each in threading.enumerate() if each.name == "inbox"]
     yield inbox, ours
     # Else it would end the process: nobody is left to report to.
     inbox.leave()
     ours.close()
-    [thread] = [each for each in threading.enumerate() if each.name == "inbox"]
     thread.join(10)
     theirs.close()
 
