@@ -28,13 +28,15 @@ _MARGIN = 1.5
 """A time limit is refused only if what was measured says that it takes so many times as long: 9 of
 10 estimates are within 50 % of what comes."""
 
-_NEXT = 4
-"""So many learn at once that one was taken; all others when all are told again."""
+_NEXT = 1
+"""So many learn at once that one was taken; the others when all are told again."""
 
-_TOLD_A_SECOND = 16
-"""All are told again once a second, or where more wait, so much more seldom that this is what they
-hear together. A queue of twice the length takes twice as long to go by: if each heard of each, or
-heard once a second, it would cost four times as much to tell."""
+_TOLD_A_SECOND = 8
+"""All are told again so seldom that this is what they hear together. A queue of twice the length
+takes twice as long to go by: if each heard of each, it would cost four times as much to tell."""
+
+_ROUND_SECONDS = 0.25
+"""The least until all are told again, however few they are: nobody reads places faster."""
 
 _EXACT_POSITIONS = 16
 """Up to this position each change is told; far behind, only those that matter."""
@@ -43,7 +45,7 @@ _NOTICEABLE = 0.25
 """Change of an estimate, as a part of the one told last, from which it is told again."""
 
 _NOTICEABLE_SECONDS = 1.0
-"""Changes below this are never told by themselves; nor are all looked at more often."""
+"""Changes below this are never told by themselves."""
 
 _REFRESHES = 32
 """Estimates told again at one position: a log is bounded, however the estimates swing."""
@@ -116,8 +118,7 @@ class Admission:
             TooManyBytes: too much is in flight for one of its size.
             CannotMeetDeadline: by what was measured it takes longer than its time limit.
         """
-        now = time.monotonic()
-        outlook = self.estimates.outlook(self.running, now)
+        outlook = self.estimates.outlook(self.running, time.monotonic())
         size = raw_bytes(generation.parameters) + generation.input_bytes
         self._check_client(generation.submission, size, outlook)
         if self._scheduler.full:
@@ -223,7 +224,7 @@ class Admission:
 
     def look_again(self) -> None:
         """Tell those that wait what has changed, unless that was done a moment ago."""
-        pause = max(_NOTICEABLE_SECONDS, len(self._scheduler) / _TOLD_A_SECOND)
+        pause = max(_ROUND_SECONDS, len(self._scheduler) / _TOLD_A_SECOND)
         if time.monotonic() - self._looked_at >= pause:
             self.tell()
 

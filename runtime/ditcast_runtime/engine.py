@@ -276,6 +276,11 @@ class Engine:
         return self._groups.serving
 
     @property
+    def occupancy(self) -> int:
+        """How many generations wait or have ranks."""
+        return self._ledger.occupancy
+
+    @property
     def vitals(self) -> Vitals:
         """How much there is of everything now."""
         return self._ledger.vitals

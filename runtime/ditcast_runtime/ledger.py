@@ -38,10 +38,8 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Vitals:
-    """How much there is of what comes and goes."""
+    """How much there is of what comes and goes; all that is known is gone through for it."""
 
-    waiting: int
-    """Generations in the queue."""
     running: int
     """Generations that have ranks, which each keeps until all of them are free again."""
     bytes_in_flight: int
@@ -79,10 +77,14 @@ class Ledger:
         return len(self._admission)
 
     @property
+    def occupancy(self) -> int:
+        """Give how many wait or have ranks; each RPC's end asks for it, so nothing is searched."""
+        return len(self._admission) + len(self.running)
+
+    @property
     def vitals(self) -> Vitals:
         """How much there is of everything now."""
         return Vitals(
-            waiting=len(self._admission),
             running=len(self.running),
             bytes_in_flight=self._admission.bytes_in_flight,
             readers=sum(generation.readers for generation in self._known.values()),

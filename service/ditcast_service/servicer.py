@@ -20,7 +20,6 @@ from ditcast_runtime.config import Configuration
 from ditcast_runtime.errors import InvalidRequest
 from ditcast_runtime.events import Started
 from ditcast_runtime.generation import State
-from ditcast_runtime.ledger import Vitals
 from ditcast_runtime.settings import Problem
 from ditcast_runtime.summary import Summary
 from ditcast_service import adapters, load_report
@@ -76,8 +75,8 @@ class Engine(ConfigurableEngine, AdapterEngine, Protocol):
         ...
 
     @property
-    def vitals(self) -> Vitals:
-        """How much there is of everything now."""
+    def occupancy(self) -> int:
+        """How many generations wait or have ranks."""
         ...
 
     def cancel(self, request_id: str, identity: str) -> State:
@@ -246,10 +245,7 @@ class DiffusionServicer(diffusion_service_pb2_grpc.DiffusionServiceServicer):
 
     def _utilization(self) -> float:
         """Say how full the service is: 1 where one more would be refused."""
-        vitals = self._engine.vitals
-        return (vitals.waiting + vitals.running) / (
-            self._config.queue_capacity + self._config.groups
-        )
+        return self._engine.occupancy / (self._config.queue_capacity + self._config.groups)
 
     def _validated(self, submission: Submission) -> GenerationEvent:
         event = Started(

@@ -245,7 +245,8 @@ class FakeEngine:
         self.configuration = CONFIGURATION
         self.initial_configuration = CONFIGURATION
         self.history = {CONFIGURATION.revision: CONFIGURATION}
-        self.vitals = Vitals(waiting=0, running=0, bytes_in_flight=0, readers=0)
+        self.occupancy = 0
+        self.vitals = Vitals(running=0, bytes_in_flight=0, readers=0)
         self.serving_groups = (0,)
         self.writing = asyncio.Lock()
         self.between_generations = asyncio.Event()

