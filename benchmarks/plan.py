@@ -37,7 +37,7 @@ class Plan:
     """Pairs of a direct call and a served generation, with each cache setting."""
     preview_pairs: int = 20
     """Pairs of a generation with previews and one without."""
-    caching_pairs: int = 16
+    caching_pairs: int = 40
     """Pairs of a long generation with the reference cache and one without."""
     preview_encodings: int = 40
     """Previews that are encoded, of each size."""
@@ -53,7 +53,7 @@ class Plan:
     """Cancels, spread over the length of a step."""
     configures: int = 20
     """Live changes of the cache."""
-    overlap_chains: int = 6
+    overlap_chains: int = 12
     """Chains of queued generations of each kind, for the gap between them."""
     overlap_length: int = 6
     """Generations in a chain."""
@@ -61,7 +61,7 @@ class Plan:
     """Ranks that are killed, for the time until the service serves again."""
     starts: int = 9
     """Pairs of a start of the service and one of the pipeline alone."""
-    growth_rounds: int = 9
+    growth_rounds: int = 12
     """Times that every place of every curve is measured."""
     growth_reach: int = 0
     """Places of each curve that are left out at its far end."""
@@ -69,14 +69,14 @@ class Plan:
     """Steps of the generations that servers are compared by: fewer, as there are many."""
     peer_long: int = 60
     """Steps of one that is left."""
-    peer_alone: int = 15
+    peer_alone: int = 40
     """Requests that all servers get, one at a time."""
     peer_blocks: int = 3
     """Times that each server is measured at each number of clients."""
     peer_clients: tuple[int, ...] = (1, 4, 8, 32)
     peer_compared: int = 8
     """Clients at which there is a target."""
-    peer_more_blocks: int = 10
+    peer_more_blocks: int = 20
     """Times that each server is measured at those alone, on top."""
     peer_least: int = 4
     """Pictures that few clients ask for together."""
