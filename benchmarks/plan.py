@@ -37,7 +37,7 @@ class Plan:
     """Pairs of a direct call and a served generation, with each cache setting."""
     preview_pairs: int = 20
     """Pairs of a generation with previews and one without."""
-    caching_pairs: int = 40
+    caching_pairs: int = 20
     """Pairs of a long generation with the reference cache and one without."""
     preview_encodings: int = 40
     """Previews that are encoded, of each size."""

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,17 @@ def environment(threads: int) -> dict[str, str]:
     """Give the environment of the ranks, without the user's own settings of ditcast."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("DITCAST_")}
     return rank_environment(own, threads, "lo")
+
+
+@contextlib.contextmanager
+def on_cores(count: int) -> Iterator[None]:
+    """Have what is started meanwhile run on no more than so many cores, which share out threads."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 class Server:

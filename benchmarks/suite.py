@@ -42,7 +42,7 @@ PARTS = (
     "growth",
     "peers",
 )
-_SHARE_A_SERVER = {"fixed", "ratio", "previews", "caching", "latency"}
+_SHARE_A_SERVER = {"fixed", "ratio", "previews", "latency"}
 
 
 @dataclass(slots=True)
@@ -72,6 +72,8 @@ class Suite:
             figures += await steps.measure(plan, self._tick("steps", steps.ticks(plan)))
         if "batching" in self._parts:
             figures += await batching.measure(plan, self._tick("batching", batching.ticks(plan)))
+        if "caching" in self._parts:
+            figures += await caching.measure(plan, self._tick("caching", caching.ticks(plan)))
         if _SHARE_A_SERVER & set(self._parts):
             await self._served()
         for world_size in plan.world_sizes:
@@ -100,9 +102,6 @@ class Suite:
             if "previews" in self._parts:
                 tick = self._tick("previews", plan.preview_pairs)
                 figures += await previews.measure(client, plan, tick)
-            if "caching" in self._parts:
-                tick = self._tick("caching", caching.ticks(plan))
-                figures += await caching.measure(client, plan, tick)
             if "latency" in self._parts:
                 await self._latency(client, 1)
 

@@ -28,9 +28,10 @@ FIGURES = {
         "previews_encode_1024",
     },
     "caching": {
-        f"caching_{name}_{side}"
+        f"caching_{name}_{side}_{threads}"
         for name in ("denoising", "of_ceiling", "cached_steps", "whole", "outside")
         for side in (128, 256)
+        for threads in {1, threads_of(1)}
     },
     "batching": {
         f"batching{figure}_2_2_{cache}_{threads}"
